@@ -1,0 +1,75 @@
+"""Typed configuration: defaults in a frozen dataclass < YAML file < key=value words.
+
+OmegaConf merges and checks; what comes out is the frozen dataclass, and OmegaConf disappears.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from common.errors import UserError, did_you_mean
+
+Schema = TypeVar("Schema")
+
+
+def load_config(schema: type[Schema], file: Path | None, overrides: Sequence[str] = ()) -> Schema:
+    """The configuration of `file` with `overrides` (key.key=value) applied.
+
+    Raises UserError naming the file, the key and what was expected.
+    """
+    config = OmegaConf.structured(schema)
+    if file is not None:
+        config = _merge(config, _read_yaml(file), str(file))
+    for word in overrides:
+        if "=" not in word:
+            raise UserError(f"{word!r}: settings are written key=value, for example optim.lr=0.03")
+        config = _merge(config, OmegaConf.from_dotlist([word]), f"command line {word!r}")
+    return OmegaConf.to_object(config)  # type: ignore[return-value]
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """The configuration as nested dictionaries of plain types."""
+    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)  # type: ignore
+
+
+def to_yaml(config: Any) -> str:
+    """The configuration as YAML text."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _read_yaml(file: Path) -> DictConfig:
+    try:
+        loaded = OmegaConf.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such configuration file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not valid YAML: {error}") from None
+    if not isinstance(loaded, DictConfig):
+        raise UserError(f"{file}: expected a mapping of keys to values")
+    return loaded
+
+
+def _merge(config: DictConfig, changes: DictConfig, source: str) -> DictConfig:
+    try:
+        return OmegaConf.merge(config, changes)  # type: ignore[return-value]
+    except ConfigKeyError as error:
+        known = list(_dotted_keys(OmegaConf.to_container(config)))
+        key = str(error.full_key)
+        raise UserError(f"{source}: unknown key {key}{did_you_mean(key, known)}") from None
+    except OmegaConfBaseException as error:
+        reason = str(error.msg or error).splitlines()[0]
+        raise UserError(f"{source}: {error.full_key}: {reason}") from None
+
+
+def _dotted_keys(tree: Any, prefix: str = "") -> Iterator[str]:
+    assert not is_dataclass(tree)
+    if not isinstance(tree, dict):
+        yield prefix
+        return
+    for name, value in tree.items():
+        yield from _dotted_keys(value, f"{prefix}.{name}" if prefix else str(name))

@@ -1,0 +1,74 @@
+"""One process, torchrun, or SLURM tasks: found from the environment, used through functions."""
+
+import os
+
+import torch
+import torch.distributed as dist
+from submitit.helpers import TorchDistributedEnvironment
+
+
+def start(device_type: str = "auto") -> torch.device:
+    """Join the other processes, if there are any, and return this process's device.
+
+    torchrun sets RANK and WORLD_SIZE. An srun step sets SLURM_STEP_NUM_TASKS (an sbatch script
+    without srun does not, so a plain `python` inside a larger allocation stays one process).
+    Gloo on CPU, NCCL on GPUs.
+    """
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+    use_cuda = device_type == "cuda" or (device_type == "auto" and torch.cuda.is_available())
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if use_cuda else "cpu"
+    if use_cuda:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("nccl" if use_cuda else "gloo")
+    return torch.device(device)
+
+
+def stop() -> None:
+    """Leave the process group, if one was joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, 0 to world_size() - 1."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes work together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes the files."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every process has arrived."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def gather(rows: torch.Tensor) -> torch.Tensor:
+    """(N, ...) of every process, one after another by rank: (N * world_size, ...). No gradient."""
+    if world_size() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Element-wise sum over the processes, on all of them; `values` itself without others."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def this_process_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Of rows gathered from all processes, the part that belongs to this one."""
+    return rows.chunk(world_size())[rank()]

@@ -1,0 +1,48 @@
+"""Mistakes a user can mend, and how every command reports them: one line, exit code 2."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+
+_FILE_SYSTEM_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
+    errno.EACCES: "no permission: choose another folder or change its permissions",
+    errno.EPERM: "not permitted: choose another folder or change its permissions",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.ENOTDIR: "a part of this path is a file, not a folder: choose another path",
+}
+
+
+class UserError(Exception):
+    """A mistake its reader can mend. The message is one line: what, where, what to do."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """' (did you mean X?)' for the known word closest to `word`, '' where none is close."""
+    close = get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command's `main`; a user's mistake ends it with one line on stderr and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in _FILE_SYSTEM_ADVICE:
+            raise
+        _fail(f"{error.filename or 'writing'}: {_FILE_SYSTEM_ADVICE[error.errno]}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    rank = os.environ.get("RANK", "0")
+    where = f" (rank {rank})" if rank != "0" else ""
+    sys.stdout.flush()
+    print(f"error{where}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(2)
