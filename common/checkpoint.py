@@ -14,7 +14,7 @@ import logging
 import pickle
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -30,7 +30,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     with replacing(path) as temporary:
         with temporary.open("wb") as file:
             hashing = _HashingFile(file)
-            torch.save(state, hashing)
+            torch.save(state, cast(IO[bytes], hashing))
         write_text(_hash_file(path), f"{hashing.sha256.hexdigest()}  {path.name}\n")
     if not is_good(path):
         raise OSError(f"{path}: what was read back differs from what was written")

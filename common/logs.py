@@ -27,7 +27,7 @@ def set_up_logging(folder: Path | None, main_process: bool = True) -> None:
     else:
         console = logging.StreamHandler()
         console.setFormatter(_PLAIN)
-    handlers = [console]
+    handlers: list[logging.Handler] = [console]
     if folder is not None and main_process:
         folder.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(folder / "log.txt")
