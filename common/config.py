@@ -4,7 +4,7 @@ OmegaConf merges and checks; what comes out is the frozen dataclass, and OmegaCo
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import is_dataclass
+from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,12 +17,29 @@ from common.errors import UserError, did_you_mean
 Schema = TypeVar("Schema")
 
 
+def option(default: Any, help_text: str) -> Any:
+    """A dataclass field with its default and the line that --help shows for it."""
+    return field(default=default, metadata={"help": help_text})
+
+
+def describe(schema: type, prefix: str = "") -> list[str]:
+    """One line per setting: key = default, and what it is."""
+    lines = []
+    for item in fields(schema):
+        key = f"{prefix}{item.name}"
+        if isinstance(item.type, type) and is_dataclass(item.type):
+            lines += describe(item.type, f"{key}.")
+        else:
+            lines.append(f"  {key + ' = ' + str(item.default):<44}{item.metadata['help']}")
+    return lines
+
+
 def load_config(schema: type[Schema], file: Path | None, overrides: Sequence[str] = ()) -> Schema:
     """The configuration of `file` with `overrides` (key.key=value) applied.
 
     Raises UserError naming the file, the key and what was expected.
     """
-    config = OmegaConf.structured(schema)
+    config = _writable(OmegaConf.structured(schema))
     if file is not None:
         config = _merge(config, _read_yaml(file), str(file))
     for word in overrides:
@@ -40,6 +57,15 @@ def to_plain(config: Any) -> dict[str, Any]:
 def to_yaml(config: Any) -> str:
     """The configuration as YAML text."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _writable(config: DictConfig) -> DictConfig:
+    """Allow merging: OmegaConf marks what came from frozen dataclasses read-only."""
+    OmegaConf.set_readonly(config, False)
+    for key in config:
+        if OmegaConf.is_dict(config[key]):
+            _writable(config[key])
+    return config
 
 
 def _read_yaml(file: Path) -> DictConfig:
@@ -67,7 +93,6 @@ def _merge(config: DictConfig, changes: DictConfig, source: str) -> DictConfig:
 
 
 def _dotted_keys(tree: Any, prefix: str = "") -> Iterator[str]:
-    assert not is_dataclass(tree)
     if not isinstance(tree, dict):
         yield prefix
         return

@@ -1,10 +1,16 @@
 """One process, torchrun, or SLURM tasks: found from the environment, used through functions."""
 
 import os
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from submitit.helpers import TorchDistributedEnvironment
+
+from common.errors import UserError
+
+Result = TypeVar("Result")
 
 
 def start(device_type: str = "auto") -> torch.device:
@@ -47,10 +53,19 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def barrier() -> None:
-    """Wait until every process has arrived."""
+def on_main(action: Callable[[], Result]) -> Result:
+    """Run `action` in the main process; every process gets its result, or its UserError."""
+    outcome: list[Any] = [None, None]
+    if is_main():
+        try:
+            outcome[0] = action()
+        except UserError as error:
+            outcome[1] = str(error)
     if world_size() > 1:
-        dist.barrier()
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]
 
 
 def gather(rows: torch.Tensor) -> torch.Tensor:

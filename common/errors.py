@@ -1,7 +1,6 @@
 """Mistakes a user can mend, and how every command reports them: one line, exit code 2."""
 
 import errno
-import os
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -41,8 +40,6 @@ def run_command(main: Callable[[], None]) -> None:
 
 
 def _fail(message: str) -> None:
-    rank = os.environ.get("RANK", "0")
-    where = f" (rank {rank})" if rank != "0" else ""
     sys.stdout.flush()
-    print(f"error{where}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(2)

@@ -22,7 +22,7 @@ _PLAIN = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H
 def set_up_logging(folder: Path | None, main_process: bool = True) -> None:
     """Log to the console and, in `folder`, to log.txt; other processes only warn."""
     console: logging.Handler
-    if sys.stderr.isatty():
+    if sys.stdout.isatty():
         console = RichHandler(show_path=False, rich_tracebacks=False)
     else:
         console = logging.StreamHandler()

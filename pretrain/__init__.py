@@ -1,0 +1,1 @@
+"""images → views → model → loss → checkpoint."""

@@ -1,0 +1,152 @@
+"""A folder of images → batches of two views, in an order that nothing but (seed, step) decides."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from common import distributed
+from common.errors import UserError
+from common.shutdown import restore_default_signals
+from pretrain.config import PretrainConfig
+from pretrain.views import TwoViews, random_key
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+
+
+class Batch(NamedTuple):
+    """views (2, B, 3, H, W) uint8; unreadable: paths that a neighbour replaced."""
+
+    views: torch.Tensor
+    unreadable: list[str]
+
+
+def list_images(root: Path, list_file: Path | None = None) -> list[str]:
+    """Paths relative to `root`, sorted; from `list_file` (one per line, a label may follow) in its
+    order. ImageFolder trees and flat folders look the same here: labels are not used.
+
+    Raises UserError when there is no such folder or no image in it.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder: set data.root to a folder of images")
+    if list_file is not None:
+        if not list_file.is_file():
+            raise UserError(f"{list_file}: no such file: data.list_file names a text file of paths")
+        lines = list_file.read_text().splitlines()
+        found = [_without_label(line.strip()) for line in lines if line.strip()]
+    else:
+        found = sorted(_walk(root, root))
+    if not found:
+        where = list_file or root
+        raise UserError(f"{where}: no images found (looked for {', '.join(EXTENSIONS)})")
+    return found
+
+
+def dataset_hash(files: list[str]) -> str:
+    """Hex SHA-256 of the file names: what `identity` records of the data."""
+    return hashlib.sha256("\n".join(files).encode()).hexdigest()
+
+
+def most_unreadable(images: int) -> int:
+    """How many unreadable images a run bears: 0.01 % of them, at least 10."""
+    return max(10, images // 10_000)
+
+
+class PretrainImages(Dataset):
+    """Item (epoch, number) → (views (2,3,H,W) uint8, paths that could not be read)."""
+
+    def __init__(self, config: PretrainConfig, files: list[str]) -> None:
+        self.root = Path(config.data.root)
+        self.files = files
+        self.seed = config.seed
+        self.two_views = TwoViews(config.data.image_size, config.data.min_crop_area)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, list[str]]:
+        epoch, number = item
+        unreadable: list[str] = []
+        # One more failure than a run bears ends it, so there is no need to look further.
+        for step in range(most_unreadable(len(self.files)) + 1):
+            neighbour = (number + step) % len(self.files)
+            path = self.root / self.files[neighbour]
+            try:
+                with Image.open(path) as file:
+                    image = file.convert("RGB")
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                unreadable.append(str(path))
+                continue
+            return self.two_views(image, random_key(self.seed, epoch, neighbour)), unreadable
+        return self.two_views(Image.new("RGB", (8, 8)), 0), unreadable
+
+
+class Order:
+    """For each step from `first_step` on, the items (epoch, number) of this process.
+
+    An epoch is a permutation of all images, cut into batches; what does not fill a batch is left
+    out. Process r takes the r-th part of every batch, so the batch itself is the same however
+    many processes share it.
+    """
+
+    def __init__(self, images: int, config: PretrainConfig, first_step: int) -> None:
+        self.images, self.seed, self.first_step = images, config.seed, first_step
+        self.batch_size = config.optim.batch_size
+        self.steps_per_epoch = images // self.batch_size
+        self.total_steps = config.optim.epochs * self.steps_per_epoch
+        self.rank, self.world_size = distributed.rank(), distributed.world_size()
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        known_epoch, permutation = -1, torch.empty(0)
+        for step in range(self.first_step, self.total_steps):
+            epoch, batch = divmod(step, self.steps_per_epoch)
+            if epoch != known_epoch:
+                known_epoch, permutation = epoch, self.permutation(epoch)
+            local = self.batch_size // self.world_size
+            start = batch * self.batch_size + self.rank * local
+            yield [(epoch, number) for number in permutation[start : start + local].tolist()]
+
+    def __len__(self) -> int:
+        return self.total_steps - self.first_step
+
+    def permutation(self, epoch: int) -> torch.Tensor:
+        """(images,) int64: the order of one epoch."""
+        generator = torch.Generator().manual_seed(random_key(self.seed, "order", epoch))
+        return torch.randperm(self.images, generator=generator)
+
+
+def data_loader(
+    config: PretrainConfig, files: list[str], first_step: int, pin_memory: bool
+) -> DataLoader:
+    """Batches from `first_step` to the end of the run, over all its epochs."""
+    workers = config.launch.workers
+    return DataLoader(
+        PretrainImages(config, files),
+        batch_sampler=Order(len(files), config, first_step),
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+        worker_init_fn=restore_default_signals,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def _collate(samples: list[tuple[torch.Tensor, list[str]]]) -> Batch:
+    views = torch.stack([views for views, _ in samples], dim=1)
+    return Batch(views, [path for _, paths in samples for path in paths])
+
+
+def _without_label(line: str) -> str:
+    path, _, label = line.rpartition(" ")
+    return path.rstrip() if path and label.lstrip("-").isdigit() else line
+
+
+def _walk(folder: Path, root: Path) -> Iterator[str]:
+    for parent, _, names in os.walk(folder, followlinks=True):
+        relative = Path(parent).relative_to(root)
+        yield from (str(relative / name) for name in names if name.lower().endswith(EXTENSIONS))

@@ -1,0 +1,91 @@
+"""The state of a pre-training run: built from a configuration, saved and resumed whole."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from common import distributed
+from common.checkpoint import latest_good, load_checkpoint, save_checkpoint
+from pretrain.config import PretrainConfig
+from pretrain.model import DenseCL
+
+log = logging.getLogger(__name__)
+
+FORMAT = "densecl-pipeline"
+
+
+@dataclass
+class Run:
+    """What one process holds while it trains."""
+
+    config: PretrainConfig
+    folder: Path
+    device: torch.device
+    model: DenseCL
+    query_encoder: nn.Module  # model.query, wrapped by DDP where there are several processes
+    optimizer: torch.optim.Optimizer
+    files: list[str]
+    steps_per_epoch: int
+    precision: str = "fp32"
+    step: int = 0  # steps finished
+    unreadable: int = 0  # images that could not be read so far, over all processes
+    stopping: bool = False  # some process was asked to stop
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.optim.epochs * self.steps_per_epoch
+
+
+def build_run(config: PretrainConfig, folder: Path, device: torch.device, files: list[str]) -> Run:
+    """A new run: seeded weights, both encoders equal, queues of random unit vectors."""
+    torch.manual_seed(config.seed)
+    model = DenseCL(config.model).to(device)
+    model = model.to(memory_format=torch.channels_last)
+    encoder: nn.Module = model.query
+    if distributed.world_size() > 1:
+        encoder = DistributedDataParallel(
+            model.query, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+    optim = config.optim
+    optimizer = torch.optim.SGD(
+        model.query.parameters(),
+        lr=optim.lr,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+        fused=True,
+    )
+    steps_per_epoch = len(files) // optim.batch_size
+    return Run(config, folder, device, model, encoder, optimizer, files, steps_per_epoch)
+
+
+def save(run: Run) -> None:
+    """Checkpoint everything that the next step depends on."""
+    if not distributed.is_main():
+        return
+    state = {
+        "format": FORMAT,
+        "step": run.step,
+        "unreadable": run.unreadable,
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "config": run.config.identity(),
+    }
+    path = save_checkpoint(run.folder / "checkpoints", run.step, state, run.config.launch.keep)
+    log.info("saved %s", path)
+
+
+def resume(run: Run) -> None:
+    """Continue from the newest good checkpoint, if there is one."""
+    path = distributed.on_main(lambda: latest_good(run.folder / "checkpoints"))
+    if path is None:
+        return
+    state = load_checkpoint(path)
+    run.model.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.step, run.unreadable = state["step"], state["unreadable"]
+    log.info("continuing after step %d of %d from %s", run.step, run.total_steps, path)

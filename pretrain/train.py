@@ -1,0 +1,122 @@
+"""The training loop.
+
+FOLDER/
+  config.yaml  env.json  precision.json  log.txt  metrics.jsonl  tensorboard/
+  checkpoints/step_*.pth   model (both encoders, both queues), optimiser, step, config
+  unreadable.txt           images that could not be read, if any
+  DONE                     the last checkpoint and its hash
+"""
+
+import logging
+import math
+
+import torch
+from torch.utils.data import DataLoader
+
+from common import distributed
+from common.checkpoint import latest_good
+from common.errors import UserError
+from common.shutdown import StopRequest
+from pretrain.data import Batch, most_unreadable
+from pretrain.loss import Losses, densecl_loss
+from pretrain.monitor import Monitor
+from pretrain.run import Run, save
+from pretrain.shuffle_bn import average_running_statistics, shuffling
+from pretrain.views import normalise
+
+log = logging.getLogger(__name__)
+
+
+def train(run: Run, loader: DataLoader, monitor: Monitor, stop: StopRequest) -> bool:
+    """Train from `run.step` on. Returns whether the end was reached (False: asked to stop)."""
+    for batch in monitor.timed(loader):
+        losses = train_step(run, batch, stop)
+        run.step += 1
+        monitor.after_step(run, losses)
+        finished = run.step == run.total_steps
+        if finished or run.stopping or run.step % run.config.launch.save_every == 0:
+            save(run)
+        if run.stopping and not finished:
+            return False
+    return True
+
+
+def train_step(run: Run, batch: Batch, stop: StopRequest) -> Losses:
+    """One update, in the official order: the keys enter the queues after the loss."""
+    config, model = run.config, run.model
+    set_learning_rate(run)
+    permutation = shuffling(config.optim.batch_size, config.seed, run.step)
+    query_view, key_view = (normalise(v.to(run.device, non_blocking=True)) for v in batch.views)
+
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+        query = run.query_encoder(query_view)
+        model.update_key_encoder()
+        key = model.embed_keys(key_view, permutation)
+    losses = densecl_loss(
+        query,
+        key,
+        model.global_queue.rows,
+        model.dense_queue.rows,
+        config.loss.temperature,
+        config.loss.dense_weight,
+    )
+    agree(run, batch, losses, stop)
+    model.enqueue(key)
+
+    run.optimizer.zero_grad()
+    losses.total.backward()
+    run.optimizer.step()
+    average_running_statistics(model)
+    return losses
+
+
+def agree(run: Run, batch: Batch, losses: Losses, stop: StopRequest) -> None:
+    """Let all processes know of a stop signal, unreadable images, or a loss that is not finite.
+
+    Raises UserError in all of them, before the update, for too many images or a broken loss.
+    """
+    broken = not math.isfinite(losses.total.item())
+    flags = torch.tensor([broken, bool(stop), len(batch.unreadable)], device=run.device)
+    broken_processes, stopping, unreadable = distributed.sum_over_processes(flags).tolist()
+    run.stopping = stopping > 0
+    if unreadable:
+        record_unreadable(run, batch.unreadable, unreadable)
+    if broken_processes:
+        raise UserError(describe_broken_loss(run, batch, losses))
+
+
+def record_unreadable(run: Run, paths: list[str], over_all_processes: int) -> None:
+    """Add this process's unreadable images to unreadable.txt; end the run at too many."""
+    run.unreadable += over_all_processes
+    for path in paths:
+        log.warning("cannot read %s: the next image takes its place", path)
+    listed = run.folder / "unreadable.txt"
+    with listed.open("a") as file:
+        file.writelines(f"{path}\n" for path in paths)
+    if run.unreadable > most_unreadable(len(run.files)):
+        raise UserError(
+            f"{run.config.data.root}: {run.unreadable} reads of its {len(run.files)} images "
+            f"failed: {listed} names them; repair or remove them"
+        )
+
+
+def describe_broken_loss(run: Run, batch: Batch, losses: Losses) -> str:
+    """Write what produced the loss; return the sentence that says so."""
+    path = run.folder / f"not_finite_step_{run.step}_rank_{distributed.rank()}.pth"
+    values = {"global": losses.global_.item(), "dense": losses.dense.item()}
+    evidence = {"losses": values, "views": batch.views, "model": run.model.state_dict()}
+    torch.save({"step": run.step, **evidence}, path)
+    good = latest_good(run.folder / "checkpoints")
+    return (
+        f"step {run.step}: the loss is not finite ({values}); nothing was updated; batch and "
+        f"weights are in {path}; the last good checkpoint is {good}: look at gradient_norm in "
+        "metrics.jsonl and try a lower optim.lr in a new output folder"
+    )
+
+
+def set_learning_rate(run: Run) -> None:
+    """Cosine from `lr` to 0, constant within an epoch, as the official code has it."""
+    optim = run.config.optim
+    epoch = run.step // run.steps_per_epoch
+    for group in run.optimizer.param_groups:
+        group["lr"] = optim.lr * (1 + math.cos(math.pi * epoch / optim.epochs)) / 2
