@@ -77,6 +77,15 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def gather_objects(items: list[Result]) -> list[Result]:
+    """The items of every process, one after another by rank."""
+    if world_size() == 1:
+        return items
+    parts: list[list[Result]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     """Element-wise sum over the processes, on all of them; `values` itself without others."""
     if world_size() > 1:

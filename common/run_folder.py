@@ -1,8 +1,8 @@
 """A stage's output folder: who owns it, what made it, and whether it is finished.
 
 FOLDER/
-  config.yaml   the resolved configuration (written when the stage starts)
-  env.json      versions, machine, commit, command
+  owner.json    what the folder belongs to: all that decides the stage's result
+  config.yaml   the resolved configuration, with launch settings
   DONE          {"fingerprint": ..., ...} written last: without it the stage is unfinished
 """
 
@@ -33,8 +33,8 @@ def claim(folder: Path, identity: dict[str, Any], config_text: str) -> bool:
     elif any(folder.iterdir()):
         raise UserError(f"{folder}: not empty and not made by this program: choose another folder")
     else:
-        write_text(folder / "config.yaml", config_text)
         write_json(owner, identity)
+    write_text(folder / "config.yaml", config_text)
     return (folder / DONE).exists()
 
 

@@ -1,7 +1,7 @@
 """The state of a pre-training run: built from a configuration, saved and resumed whole."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,7 +32,7 @@ class Run:
     steps_per_epoch: int
     precision: str = "fp32"
     step: int = 0  # steps finished
-    unreadable: int = 0  # images that could not be read so far, over all processes
+    unreadable: set[str] = field(default_factory=set)  # images some process could not read
     stopping: bool = False  # some process was asked to stop
 
     @property
@@ -70,7 +70,7 @@ def save(run: Run) -> None:
     state = {
         "format": FORMAT,
         "step": run.step,
-        "unreadable": run.unreadable,
+        "unreadable": sorted(run.unreadable),
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "config": run.config.identity(),
@@ -87,5 +87,5 @@ def resume(run: Run) -> None:
     state = load_checkpoint(path)
     run.model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
-    run.step, run.unreadable = state["step"], state["unreadable"]
+    run.step, run.unreadable = state["step"], set(state["unreadable"])
     log.info("continuing after step %d of %d from %s", run.step, run.total_steps, path)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from common import distributed
 from common.checkpoint import latest_good
 from common.errors import UserError
+from common.files import write_text
 from common.shutdown import StopRequest
 from pretrain.data import Batch, most_unreadable
 from pretrain.loss import Losses, densecl_loss
@@ -80,23 +81,24 @@ def agree(run: Run, batch: Batch, losses: Losses, stop: StopRequest) -> None:
     broken_processes, stopping, unreadable = distributed.sum_over_processes(flags).tolist()
     run.stopping = stopping > 0
     if unreadable:
-        record_unreadable(run, batch.unreadable, unreadable)
+        record_unreadable(run, batch.unreadable)
     if broken_processes:
         raise UserError(describe_broken_loss(run, batch, losses))
 
 
-def record_unreadable(run: Run, paths: list[str], over_all_processes: int) -> None:
-    """Add this process's unreadable images to unreadable.txt; end the run at too many."""
-    run.unreadable += over_all_processes
-    for path in paths:
-        log.warning("cannot read %s: the next image takes its place", path)
+def record_unreadable(run: Run, paths: list[str]) -> None:
+    """List every process's unreadable images in unreadable.txt; end the run at too many."""
+    new = set(distributed.gather_objects(paths)) - run.unreadable
+    run.unreadable |= new
     listed = run.folder / "unreadable.txt"
-    with listed.open("a") as file:
-        file.writelines(f"{path}\n" for path in paths)
-    if run.unreadable > most_unreadable(len(run.files)):
+    if distributed.is_main():
+        for path in sorted(new):
+            log.warning("cannot read %s: the next image takes its place", path)
+        write_text(listed, "".join(f"{path}\n" for path in sorted(run.unreadable)))
+    if len(run.unreadable) > most_unreadable(len(run.files)):
         raise UserError(
-            f"{run.config.data.root}: {run.unreadable} reads of its {len(run.files)} images "
-            f"failed: {listed} names them; repair or remove them"
+            f"{run.config.data.root}: {len(run.unreadable)} of its {len(run.files)} images cannot "
+            f"be read: {listed} names them; repair or remove them"
         )
 
 
