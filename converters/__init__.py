@@ -1,0 +1,9 @@
+"""Checkpoints of any known layout → Detectron2 pickles that are proven before they are published.
+
+source.py     SOURCE → checkpoint file, its hash held against the recorded one
+layouts.py    the table of known layouts
+backbone.py   checkpoint → backbone tensors under torchvision's names
+names.py      torchvision's names → Detectron2's
+verify.py     the proofs, independent of the modules above
+convert.py    pickle and manifest, published together
+"""

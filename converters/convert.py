@@ -1,0 +1,109 @@
+"""A checkpoint → OUTPUT.pkl and, beside it, its manifest OUTPUT.json.
+
+The pickle is written under a temporary name, read back and proven; then both get their names. A
+failure before that leaves nothing new and what was there before as it was. The manifest is named
+last and holds the pickle's SHA-256, so a kill between the two renames can be seen.
+"""
+
+import json
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.checkpoint import load_checkpoint
+from common.environment import source_commit
+from common.errors import UserError
+from common.files import replacing, sha256_of, write_json
+from converters.backbone import Backbone, extract
+from converters.layouts import AUTO, find_layout
+from converters.names import detectron2_name
+from converters.source import find_source
+from converters.verify import prove
+
+AUTHOR = "densecl-pipeline"
+
+
+def convert(source: Path, output: Path, layout_name: str = AUTO) -> dict[str, Any]:
+    """Write `output` and its manifest from `source`; the manifest is returned.
+
+    Raises UserError, and writes nothing, when the source is not exactly one known network or when
+    a proof fails.
+    """
+    manifest_path = _manifest_path(output)
+    found = find_source(source)
+    if found.path.resolve() == output.resolve():
+        raise UserError(f"{output}: is the source itself: choose another output")
+    file = load_checkpoint(found.path)
+    try:
+        layout = find_layout(file, layout_name)
+        backbone = extract(file, layout)
+    except UserError as error:
+        raise UserError(f"{found.path}: {error}") from None
+    facts: dict[str, Any] = {
+        "source": found.path.name,
+        "source_sha256": found.sha256,
+        "source_sha256_recorded_in": found.recorded_in,
+        "layout": layout.name,
+        "depth": backbone.depth,
+        "width": backbone.width,
+        "tensors": len(backbone.tensors),
+        "dropped": backbone.dropped,
+        "input": layout.image_input.to_plain(),
+        "stride_in_1x1": False,
+        "pretrain": _pretraining(file),
+        "commit": source_commit(),
+    }
+    with replacing(manifest_path) as manifest, replacing(output) as temporary:
+        _write_pickle(backbone, temporary)
+        facts["verified"] = _prove_all(temporary, backbone, output)
+        facts["pickle_sha256"] = sha256_of(temporary)
+        write_json(manifest, facts)
+    return facts
+
+
+def _manifest_path(output: Path) -> Path:
+    if output.suffix != ".pkl":
+        raise UserError(f"{output}: Detectron2 reads a pickle only under a name that ends in .pkl")
+    manifest = output.with_suffix(".json")
+    for path in (output, manifest):
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder: choose another output")
+    return manifest
+
+
+def _write_pickle(backbone: Backbone, path: Path) -> None:
+    model = {
+        detectron2_name(name): np.ascontiguousarray(tensor.numpy())
+        for name, tensor in sorted(backbone.tensors.items())
+    }
+    # Without an author Detectron2 takes a pickle for Caffe2's, and renames its tensors.
+    value = {"model": model, "__author__": AUTHOR, "matching_heuristics": True}
+    with path.open("wb") as file:
+        pickle.dump(value, file, protocol=4)
+
+
+def _prove_all(temporary: Path, backbone: Backbone, output: Path) -> list[str]:
+    try:
+        return [*prove(temporary, backbone), _prove_with_detectron2(temporary, backbone)]
+    except UserError as error:
+        raise UserError(f"{output}: not written, a proof failed: {error}") from None
+
+
+def _prove_with_detectron2(temporary: Path, backbone: Backbone) -> str:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # its own, about PyTorch's deprecations
+            from converters.detectron2_check import prove_detectron2_loads
+    except ImportError as error:
+        return f"Detectron2: not checked ({error})"
+    return prove_detectron2_loads(temporary, backbone.depth, backbone.width)
+
+
+def _pretraining(file: dict[str, Any]) -> dict[str, Any] | None:
+    """Step and configuration, where the checkpoint records them."""
+    if "step" not in file:
+        return None
+    config = json.loads(json.dumps(file.get("config"), default=str))
+    return {"step": file["step"], "config": config}
