@@ -12,7 +12,6 @@ import hashlib
 import io
 import logging
 import pickle
-import zipfile
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -73,8 +72,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         reason = str(error).split("Please file an issue")[0].splitlines()
         named = next((line for line in reason if "GLOBAL" in line), reason[0])
         raise UserError(f"{path}: refused as a checkpoint: {named.strip()}") from None
-    except (EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a whole checkpoint ({error})") from None
+    except OSError:
+        raise
+    except Exception as error:  # whatever the reader stumbles over in damaged bytes
+        cause = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: not a whole checkpoint ({cause})") from None
     if not isinstance(state, dict):
         raise UserError(f"{path}: not a checkpoint: it holds a {type(state).__name__}, not a dict")
     return state

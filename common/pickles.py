@@ -44,13 +44,8 @@ def load_pickle(path: Path) -> Any:
         raise UserError(f"{path}: no such file") from None
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: refused as a weights file: {error}") from None
-    except (
-        EOFError,
-        ValueError,
-        IndexError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ImportError,
-    ) as e:
-        raise UserError(f"{path}: not a whole pickle file ({type(e).__name__}: {e})") from None
+    except OSError:
+        raise
+    except Exception as error:  # whatever the reader stumbles over in damaged bytes
+        cause = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: not a whole pickle file ({cause})") from None

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from common.checkpoint import load_checkpoint
 from common.environment import source_commit
 from common.errors import UserError
 from common.files import replacing, sha256_of, write_json
 from converters.backbone import Backbone, extract
 from converters.layouts import AUTO, find_layout
 from converters.names import detectron2_name
-from converters.source import find_source
+from converters.source import find_source, load_file
 from converters.verify import prove
 
 AUTHOR = "densecl-pipeline"
@@ -36,7 +35,7 @@ def convert(source: Path, output: Path, layout_name: str = AUTO) -> dict[str, An
     found = find_source(source)
     if found.path.resolve() == output.resolve():
         raise UserError(f"{output}: is the source itself: choose another output")
-    file = load_checkpoint(found.path)
+    file = load_file(found.path)
     try:
         layout = find_layout(file, layout_name)
         backbone = extract(file, layout)

@@ -6,11 +6,20 @@ or FILE.sha256 beside a checkpoint. Files without either are converted as they a
 """
 
 import json
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from torch.serialization import MAGIC_NUMBER
+
+from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from common.files import sha256_of
+from common.pickles import load_pickle
+
+# torch.save writes a zip archive; before PyTorch 1.6, pickles of which this is the first.
+_TORCH_SAVED = (b"PK", pickle.dumps(MAGIC_NUMBER, protocol=2))
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,19 @@ def find_source(path: Path) -> Source:
             f"{where} says {recorded[:12]}"
         )
     return Source(checkpoint, sha256, where)
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """What torch.save or a plain pickle of arrays holds; nothing that the file names is run.
+
+    Raises UserError when it is damaged, holds other objects, or is not a dictionary.
+    """
+    with path.open("rb") as opened:
+        start = opened.read(64)
+    file = load_checkpoint(path) if start.startswith(_TORCH_SAVED) else load_pickle(path)
+    if not isinstance(file, dict):
+        raise UserError(f"{path}: it holds a {type(file).__name__}, not a dictionary")
+    return file
 
 
 def _finished_in(folder: Path) -> tuple[Path, str | None]:

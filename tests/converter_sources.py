@@ -1,6 +1,7 @@
 """Thin networks in each layout that the converter knows, and the converter as a command."""
 
 import contextlib
+import functools
 import io
 import sys
 from unittest import mock
@@ -14,6 +15,11 @@ from converters.__main__ import main
 
 def thin_backbone(depth=50, width=8):
     """A state dict in which no two tensors are equal: swaps of any two can be seen."""
+    return {name: tensor.clone() for name, tensor in _thin_backbone(depth, width).items()}
+
+
+@functools.cache
+def _thin_backbone(depth, width):
     generator = torch.Generator().manual_seed(depth)
     state = ResNet(depth, width).state_dict()
     for name, tensor in state.items():

@@ -212,10 +212,10 @@ def test_says_so_where_writing_is_not_permitted(tmp_path, source, monkeypatch):
 
 
 def test_says_so_where_reading_is_not_permitted(tmp_path, source, monkeypatch):
-    def refuse(path, *_arguments, **_named):
-        raise PermissionError(13, "Permission denied", str(path))
+    def refuse(self, *_arguments, **_named):
+        raise PermissionError(13, "Permission denied", str(self))
 
-    monkeypatch.setattr("torch.load", refuse)
+    monkeypatch.setattr("pathlib.Path.open", refuse)
     code, printed = run_converter(source, tmp_path / "out.pkl")
     assert code == 2 and "no permission" in printed and "source.pth" in printed
 
