@@ -52,12 +52,12 @@ class Encoder(nn.Module):
 
     def forward(self, images: torch.Tensor) -> Embeddings:
         feature = self.backbone(images)  # (B,C,S,S)
-        dense = self.dense_head(feature).flatten(2).float()  # (B,D,S²)
+        dense = self.dense_head(feature).flatten(2)  # (B,D,S²)
         return Embeddings(
-            feature=F.normalize(feature.flatten(2).float(), dim=1),
-            global_=F.normalize(self.global_head(feature.mean((2, 3))).float(), dim=1),
-            dense=F.normalize(dense, dim=1),
-            pooled=F.normalize(dense.mean(2), dim=1),
+            feature=unit_length(feature.flatten(2)),
+            global_=unit_length(self.global_head(feature.mean((2, 3)))),
+            dense=unit_length(dense),
+            pooled=unit_length(dense.mean(2)),
         )
 
     def _initialise(self) -> None:
@@ -69,6 +69,11 @@ class Encoder(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
                 nn.init.zeros_(module.bias)
+
+
+def unit_length(vectors: torch.Tensor) -> torch.Tensor:
+    """Vectors along dimension 1 scaled to length 1, in float32 at least."""
+    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=1)
 
 
 class Queue(nn.Module):

@@ -1,6 +1,7 @@
 """The state of a pre-training run: built from a configuration, saved and resumed whole."""
 
 import logging
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,9 +49,11 @@ def build_run(config: PretrainConfig, folder: Path, device: torch.device, files:
     model = model.to(memory_format=torch.channels_last)
     encoder: nn.Module = model.query
     if distributed.world_size() > 1:
-        encoder = DistributedDataParallel(
-            model.query, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        with warnings.catch_warnings():  # torch 2.15 renames the argument, 2.11 knows this one
+            warnings.simplefilter("ignore", FutureWarning)
+            encoder = DistributedDataParallel(
+                model.query, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
     optim = config.optim
     optimizer = torch.optim.SGD(
         model.query.parameters(),

@@ -1,0 +1,184 @@
+"""The losses against twenty lines of float64, the memory they need, and their gradients' reach."""
+
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pretrain.loss import CHUNK, densecl_loss, info_nce, info_nce_and_top1, match, match_entropy
+from pretrain.model import Embeddings
+
+
+def naive_info_nce(query, positive, negatives, temperature):
+    """What MoCo does: all logits at once, cross-entropy with the positive in column 0."""
+    logits = torch.cat([(query * positive).sum(1, keepdim=True), query @ negatives.T], 1)
+    labels = torch.zeros(len(query), dtype=torch.long)
+    return F.cross_entropy(logits / temperature, labels)
+
+
+def unit_rows(rows, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(rows, width, generator=generator, dtype=torch.float64), dim=1)
+
+
+def value_and_gradient(function, query, *arguments):
+    query = query.clone().requires_grad_()
+    value = function(query, *arguments)
+    value.backward()
+    return value.detach().double(), query.grad.double()
+
+
+def relative_error(ours, reference):
+    return ((ours - reference).norm() / reference.norm()).item()
+
+
+SHAPES = [
+    (rows, width, length)
+    for rows, width in [(1, 8), (7, 128), (98, 16)]
+    for length in [1, 3, 997, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 17]
+]
+
+
+@pytest.mark.parametrize("rows,width,length", SHAPES)
+@pytest.mark.parametrize("temperature", [0.02, 0.2, 1.0])
+def test_info_nce_equals_naive_float64(rows, width, length, temperature):
+    query, positive, negatives = (
+        unit_rows(count, width, seed) for seed, count in enumerate((rows, rows, length))
+    )
+    expected = value_and_gradient(naive_info_nce, query, positive, negatives, temperature)
+    for dtype, tolerance in [(torch.float64, 1e-12), (torch.float32, 1e-5)]:
+        ours = value_and_gradient(
+            info_nce, query.to(dtype), positive.to(dtype), negatives.to(dtype), temperature
+        )
+        assert relative_error(ours[0], expected[0]) <= tolerance
+        assert relative_error(ours[1], expected[1]) <= tolerance
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 40), st.integers(1, 300), st.floats(0.05, 5))
+def test_info_nce_equals_naive_for_vectors_of_any_length(rows, width, length, scale):
+    """Rows need not have unit length: the running maximum keeps the sum finite."""
+    query, positive, negatives = (
+        scale * unit_rows(count, width, seed) for seed, count in enumerate((rows, rows, length))
+    )
+    expected = value_and_gradient(naive_info_nce, query, positive, negatives, 0.2)
+    ours = value_and_gradient(info_nce, query, positive, negatives, 0.2)
+    torch.testing.assert_close(ours[0], expected[0], rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(ours[1], expected[1], rtol=1e-9, atol=1e-12)
+
+
+def test_huge_logits_stay_finite():
+    query, positive, negatives = (1e4 * unit_rows(5, 8, seed) for seed in range(3))
+    loss, gradient = value_and_gradient(
+        info_nce, query.float(), positive.float(), negatives.float(), 0.01
+    )
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()
+
+
+def test_top1_counts_rows_whose_positive_is_best():
+    query, positive, negatives = unit_rows(50, 4, 0), unit_rows(50, 4, 1), unit_rows(7, 4, 2)
+    _, top1 = info_nce_and_top1(query, positive, negatives, 0.2)
+    wins = [max(q @ n for n in negatives) < q @ k for q, k in zip(query, positive)]
+    assert top1.item() == pytest.approx(sum(wins) / 50)
+
+
+def test_gradient_for_a_key_is_refused():
+    query, positive, negatives = unit_rows(2, 4, 0), unit_rows(2, 4, 1), unit_rows(2, 4, 2)
+    with pytest.raises(ValueError, match="constants"):
+        info_nce(query, positive.requires_grad_(), negatives, 0.2)
+
+
+class PeakMemory(TorchDispatchMode):
+    """Most bytes of tensors alive at once, besides those given."""
+
+    def __init__(self, *given):
+        super().__init__()
+        self.alive, self.peak = 0, 0
+        self.seen = {tensor.untyped_storage()._cdata for tensor in given}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage):
+        key = storage._cdata
+        if key in self.seen:
+            return
+        self.seen.add(key)
+        self.alive += storage.nbytes()
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._forget, key, storage.nbytes())
+
+    def _forget(self, key, size):
+        self.seen.discard(key)
+        self.alive -= size
+
+
+def test_peak_memory_is_a_twentieth_of_the_naive_one():
+    query, positive = unit_rows(392, 128, 0).float(), unit_rows(392, 128, 1).float()
+    negatives = unit_rows(65536, 128, 2).float()
+    peaks = {}
+    for function in (naive_info_nce, info_nce):
+        with PeakMemory(query, positive, negatives) as memory:
+            value_and_gradient(function, query, positive, negatives, 0.2)
+        peaks[function] = memory.peak
+    assert peaks[naive_info_nce] > 2 * 392 * 65536 * 4  # the measurement sees the logits
+    assert peaks[naive_info_nce] >= 20 * peaks[info_nce], peaks
+
+
+def test_match_equals_brute_force():
+    query = F.normalize(torch.randn(3, 5, 9, dtype=torch.float64), dim=1)
+    key = F.normalize(torch.randn(3, 5, 9, dtype=torch.float64), dim=1)
+    found = match(query, key)
+    for image in range(3):
+        for position in range(9):
+            similarities = [
+                float(query[image, :, position] @ key[image, :, other]) for other in range(9)
+            ]
+            assert found[image, position] == similarities.index(max(similarities))
+
+
+def naive_densecl_loss(query, key, global_queue, dense_queue, temperature, weight):
+    """Image by image, position by position."""
+    global_loss = naive_info_nce(query.global_, key.global_, global_queue, temperature)
+    rows, positives = [], []
+    for image in range(len(query.dense)):
+        similarity = query.feature[image].T @ key.feature[image]
+        for position in range(query.dense.shape[2]):
+            rows.append(query.dense[image, :, position])
+            positives.append(key.dense[image, :, int(similarity[position].argmax())])
+    dense_loss = naive_info_nce(torch.stack(rows), torch.stack(positives), dense_queue, temperature)
+    return (1 - weight) * global_loss + weight * dense_loss
+
+
+def test_densecl_loss_equals_naive_loops():
+    def embeddings(seed, requires_grad):
+        generator = torch.Generator().manual_seed(seed)
+        shapes = [(4, 6, 9), (4, 8), (4, 8, 9), (4, 8)]
+        draws = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+        unit = [F.normalize(draw, dim=1) for draw in draws]
+        return Embeddings(*(u.requires_grad_(requires_grad) for u in unit))
+
+    query, key = embeddings(0, True), embeddings(1, False)
+    queues = unit_rows(31, 8, 2), unit_rows(31, 8, 3)
+    ours = densecl_loss(query, key, *queues, 0.2, 0.3).total
+    expected = naive_densecl_loss(query, key, *queues, 0.2, 0.3)
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-12)
+    for name in ("global_", "dense"):
+        leaf = getattr(query, name)
+        (ours_gradient,) = torch.autograd.grad(ours, leaf, retain_graph=True)
+        (expected_gradient,) = torch.autograd.grad(expected, leaf, retain_graph=True)
+        assert relative_error(ours_gradient, expected_gradient) <= 1e-12
+
+
+def test_match_entropy_is_1_when_even_and_0_when_one_takes_all():
+    assert match_entropy(torch.arange(9).repeat(4, 1)).item() == pytest.approx(1)
+    assert match_entropy(torch.full((4, 9), 3)).item() == pytest.approx(0)

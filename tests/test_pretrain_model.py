@@ -1,0 +1,287 @@
+"""The model's parts against brute force, and several processes against one."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from processes import run
+from torch import nn
+
+import pretrain.model
+import pretrain.train
+from common import distributed
+from pretrain.config import Model, Optim, PretrainConfig
+from pretrain.data import Batch
+from pretrain.model import DenseCL, Encoder, Queue
+from pretrain.run import build_run
+from pretrain.shuffle_bn import GroupBatchNorm2d, shuffling
+from pretrain.train import train_step
+from pretrain.views import normalise
+
+TINY = Model(width=8, hidden=16, embedding=8, queue_length=37, key_momentum=0.9, bn_group=4)
+
+
+def make_model(seed=0, config=TINY):
+    torch.manual_seed(seed)
+    return DenseCL(config)
+
+
+def images(count, seed=0, size=64):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_both_encoders_start_equal_and_only_the_query_learns():
+    model = make_model()
+    for (name, query), (_, key) in zip(
+        model.query.state_dict().items(), model.key.state_dict().items(), strict=True
+    ):
+        assert torch.equal(query, key), name
+    assert all(p.requires_grad for p in model.query.parameters())
+    assert not any(p.requires_grad for p in model.key.parameters())
+
+
+def test_initialisation_is_the_official_one():
+    torch.manual_seed(0)
+    encoder = Encoder(Model())
+    conv = encoder.backbone.layer3[0].conv2.weight  # fan_in 256·9
+    assert conv.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
+    linear = encoder.global_head[0]
+    assert linear.weight.std().item() == pytest.approx((2 / 2048) ** 0.5, rel=0.01)
+    assert linear.bias.abs().max() == 0
+    dense = encoder.dense_head[0]  # PyTorch's own: uniform within 1/sqrt(fan_in)
+    assert dense.weight.abs().max().item() == pytest.approx(2048**-0.5, rel=0.01)
+    norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all((m.weight == 1).all() and (m.bias == 0).all() for m in norms)
+
+
+def test_embeddings_have_their_shapes_and_unit_length_and_pool_before_normalising():
+    encoder = make_model().query.eval()
+    seen = {}
+    encoder.backbone.register_forward_hook(lambda m, i, output: seen.update(feature=output))
+    encoder.dense_head.register_forward_hook(lambda m, i, output: seen.update(dense=output))
+    embeddings = encoder(images(3, size=96))
+    shapes = [tuple(part.shape) for part in embeddings]
+    assert shapes == [(3, 256, 9), (3, 8), (3, 8, 9), (3, 8)]
+    for part in embeddings:
+        torch.testing.assert_close(part.norm(dim=1), torch.ones_like(part.norm(dim=1)))
+    pooled = seen["dense"].mean((2, 3))
+    torch.testing.assert_close(embeddings.pooled, pooled / pooled.norm(dim=1, keepdim=True))
+    hidden = F.relu(F.linear(seen["feature"].mean((2, 3)), encoder.global_head[0].weight))
+    expected = F.linear(hidden, encoder.global_head[2].weight)
+    torch.testing.assert_close(embeddings.global_, F.normalize(expected, dim=1))
+
+
+def test_key_encoder_follows_the_query_by_parameters_alone():
+    model = make_model()
+    with torch.no_grad():
+        for parameter in model.query.parameters():
+            parameter.add_(torch.randn_like(parameter))
+        for name, buffer in model.query.named_buffers():
+            if "running" in name:
+                buffer.add_(1)
+    key = {name: p.double() for name, p in model.key.named_parameters()}
+    buffers = {name: b.clone() for name, b in model.key.named_buffers()}
+    model.update_key_encoder()
+    for name, query in model.query.named_parameters():
+        expected = 0.9 * key[name] + 0.1 * query.double()
+        ours = dict(model.key.named_parameters())[name].double()
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-7)
+    assert all(torch.equal(b, buffers[name]) for name, b in model.key.named_buffers())
+
+
+@pytest.mark.parametrize("length", [1, 5, 12])
+def test_queue_equals_a_list_written_around_its_end(length):
+    torch.manual_seed(0)
+    queue = Queue(length, 3)
+    assert torch.allclose(queue.rows.norm(dim=1), torch.ones(length))
+    expected, pointer, added = list(queue.rows.clone()), 0, 0
+    for count in [2, 3, 12, 1, 30, 7, 5]:
+        keys = torch.randn(count, 3)
+        queue.enqueue(keys)
+        for key in keys:
+            expected[pointer] = key
+            pointer = (pointer + 1) % length
+        added += count
+        assert torch.equal(queue.rows, torch.stack(expected))
+        assert (queue.pointer, queue.filled) == (pointer, min(added, length))
+
+
+def test_queue_state_survives_a_round_trip():
+    queue, other = Queue(5, 3), Queue(5, 3)
+    queue.enqueue(torch.randn(7, 3))
+    other.load_state_dict(queue.state_dict())
+    assert (other.pointer, other.filled) == (queue.pointer, queue.filled) == (2, 5)
+
+
+def test_grouped_batch_norm_equals_one_batch_norm_per_group():
+    torch.manual_seed(0)
+    ours, batch = GroupBatchNorm2d(6, group=4), torch.randn(12, 6, 5, 5)
+    nn.init.normal_(ours.weight)
+    separate = [nn.BatchNorm2d(6) for _ in range(3)]
+    for module in separate:
+        module.load_state_dict(ours.state_dict())
+    expected = torch.cat([m(part) for m, part in zip(separate, batch.split(4))])
+    assert torch.equal(ours(batch), expected)
+    for name in ("running_mean", "running_var"):
+        mean = torch.stack([getattr(m, name) for m in separate]).mean(0)
+        torch.testing.assert_close(getattr(ours, name), mean)
+    ours.eval()
+    assert torch.equal(ours(batch), F.batch_norm(
+        batch, ours.running_mean, ours.running_var, ours.weight, ours.bias, eps=ours.eps
+    ))  # fmt: skip
+    with pytest.raises(ValueError, match="groups of 4"):
+        ours.train()(batch[:6])
+
+
+def check_keys_come_back_in_order(model):
+    """In eval mode batch norm ignores company, so shuffling must not show at all."""
+    model.eval()
+    batch = images(8)
+    permutation = shuffling(8, seed=3, step=5)
+    assert sorted(permutation.tolist()) == list(range(8))
+    assert permutation.tolist() != list(range(8))
+    for ours, expected in zip(model.embed_keys(batch, permutation), model.key(batch)):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_keys_come_back_unshuffled():
+    check_keys_come_back_in_order(make_model())
+
+
+@pytest.mark.parametrize("forgotten", range(4))
+def test_forgetting_to_unshuffle_one_part_is_noticed(forgotten, monkeypatch):
+    original, calls = pretrain.model.unshuffle, []
+
+    def forgetful(local, permutation):
+        calls.append(local)
+        return local if len(calls) == forgotten + 1 else original(local, permutation)
+
+    monkeypatch.setattr(pretrain.model, "unshuffle", forgetful)
+    with pytest.raises(AssertionError):
+        check_keys_come_back_in_order(make_model())
+
+
+def test_shuffling_changes_a_keys_company():
+    """In training mode the same image is normalised with other images than its query is."""
+    model, batch = make_model(), images(8)
+    straight = model.key(batch).global_
+    shuffled = model.embed_keys(batch, shuffling(8, seed=0, step=0)).global_
+    assert (straight - shuffled).abs().max() > 1e-3
+
+
+CONFIG = PretrainConfig(model=TINY, optim=Optim(epochs=2, batch_size=8, lr=0.1))
+
+
+def two_views(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (2, count, 3, 64, 64), generator=generator, dtype=torch.uint8)
+
+
+def normalise_in_float64(view):
+    mean = torch.tensor([0.485, 0.456, 0.406]).double().view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).double().view(3, 1, 1)
+    return (view.double() / 255 - mean) / std
+
+
+def test_normalise_equals_the_definition():
+    view = two_views(2)[0]
+    ours = normalise(view)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(ours.double(), normalise_in_float64(view), rtol=0, atol=1e-6)
+
+
+def make_float64_run(config=CONFIG):
+    """In float32 a fresh ResNet with four images per group amplifies rounding by 10^5."""
+    pretrain.train.normalise = normalise_in_float64
+    torch.set_default_dtype(torch.float64)
+    training = build_run(config, Path("unused"), torch.device("cpu"), ["image.jpg"] * 64)
+    torch.set_default_dtype(torch.float32)
+    return training
+
+
+@pytest.fixture
+def restore_normalise():
+    yield
+    pretrain.train.normalise = normalise
+
+
+def test_one_step_equals_the_algorithm_written_out(restore_normalise):
+    """Order of operations, losses, gradients, both queues, against an independent copy."""
+    training = make_float64_run()
+    before = copy.deepcopy(training.model)
+    for parameter in before.query.parameters():  # a query that differs from its key
+        parameter.data.mul_(1.01)
+    training.model.load_state_dict(before.state_dict())
+    views = two_views(8)
+    losses = train_step(training, Batch(views, []), stop=False)
+
+    queries, keys = (normalise_in_float64(view) for view in views)
+    permutation = shuffling(8, CONFIG.seed, 0).tolist()
+    query = before.query(queries)
+    with torch.no_grad():
+        for key, parameter in zip(before.key.parameters(), before.query.parameters()):
+            key.copy_(0.9 * key + 0.1 * parameter)
+        shuffled = before.key(keys[permutation])
+        place = [permutation.index(image) for image in range(8)]
+        key = [part[place] for part in shuffled]
+    global_logits, dense_logits = [], []
+    for image in range(8):
+        negatives = before.global_queue.rows @ query.global_[image]
+        global_logits.append(torch.cat([(query.global_[image] @ key[1][image])[None], negatives]))
+        similarity = query.feature[image].T @ key[0][image]
+        for position in range(4):
+            vector = query.dense[image, :, position]
+            positive = key[2][image][:, similarity[position].argmax()]
+            negatives = before.dense_queue.rows @ vector
+            dense_logits.append(torch.cat([(vector @ positive)[None], negatives]))
+    global_loss = F.cross_entropy(torch.stack(global_logits) / 0.2, torch.zeros(8).long())
+    dense_loss = F.cross_entropy(torch.stack(dense_logits) / 0.2, torch.zeros(32).long())
+    assert losses.global_.item() == pytest.approx(global_loss.item(), rel=1e-6)
+    assert losses.dense.item() == pytest.approx(dense_loss.item(), rel=1e-6)
+    (0.5 * global_loss + 0.5 * dense_loss).backward()
+    ours = dict(training.model.query.named_parameters())
+    for name, parameter in before.query.named_parameters():
+        torch.testing.assert_close(
+            ours[name].grad, parameter.grad, rtol=1e-6, atol=1e-9, msg=lambda m, n=name: n + m
+        )
+    for queue, rows in [("global_queue", key[1]), ("dense_queue", key[3])]:
+        filled = getattr(training.model, queue)
+        torch.testing.assert_close(filled.rows[:8], rows, rtol=1e-9, atol=1e-12)
+        assert torch.equal(filled.rows[8:], getattr(before, queue).rows[8:])
+        assert (filled.pointer, filled.filled) == (8, 8)
+
+
+def step_of_this_process(output):
+    """One training step on this process's part of a batch of 16, written to `output`."""
+    distributed.start("cpu")
+    training = make_float64_run(replace(CONFIG, optim=replace(CONFIG.optim, batch_size=16)))
+    views = torch.stack([distributed.this_process_rows(view) for view in two_views(16)])
+    losses = train_step(training, Batch(views, []), stop=False)
+    total = distributed.sum_over_processes(losses.total.detach()) / distributed.world_size()
+    gradients = {n: p.grad for n, p in training.model.query.named_parameters()}
+    if distributed.is_main():
+        state = {"loss": total, "gradients": gradients, "model": training.model.state_dict()}
+        torch.save(state, output)
+    distributed.stop()
+
+
+def test_two_processes_equal_one(tmp_path):
+    """Same groups, same shuffling: same loss, gradients, statistics and queues."""
+    results = []
+    for world_size in (1, 2):
+        path = tmp_path / f"{world_size}.pth"
+        run(step_of_this_process, world_size, path)
+        results.append(torch.load(path, weights_only=True))
+    one, two = results
+    assert two["loss"].item() == pytest.approx(one["loss"].item(), rel=1e-12)
+    for name, gradient in one["gradients"].items():
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(two["gradients"][name], gradient, rtol=0, atol=1e-9 * scale)
+    for name, value in one["model"].items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(two["model"][name], value, rtol=1e-9, atol=1e-12, msg=name)
+        else:
+            assert two["model"][name] == value
