@@ -1,0 +1,49 @@
+"""What the two halves of the detector share: targets, sampling and the box loss.
+
+Boxes are (x0, y0, x1, y1) in pixels of the image that the network sees.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+class Target(NamedTuple):
+    """One image's objects."""
+
+    boxes: torch.Tensor  # (G,4) float32
+    classes: torch.Tensor  # (G,) int64, 0 to K-1
+
+
+class Detections(NamedTuple):
+    """One image's detections, best first."""
+
+    boxes: torch.Tensor  # (D,4) float32
+    scores: torch.Tensor  # (D,) float32
+    classes: torch.Tensor  # (D,) int64
+
+
+def subsample(
+    labels: torch.Tensor, count: int, positive_fraction: float, background: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of at most `count` random positives and negatives, in the order drawn.
+
+    labels (N,): -1 is ignored, `background` is negative, everything else positive. The same two
+    draws, in the same order, as detectron2/modeling/sampling.py, so that equal random states
+    choose equal samples (torchvision's own sampler draws otherwise).
+    """
+    positive = torch.where((labels != -1) & (labels != background))[0]
+    negative = torch.where(labels == background)[0]
+    positives = min(len(positive), int(count * positive_fraction))
+    negatives = min(len(negative), count - positives)
+    chosen_positive = torch.randperm(len(positive), device=labels.device)[:positives]
+    chosen_negative = torch.randperm(len(negative), device=labels.device)[:negatives]
+    return positive[chosen_positive], negative[chosen_negative]
+
+
+def box_loss(predicted: torch.Tensor, wanted: torch.Tensor, beta: float) -> torch.Tensor:
+    """Summed smooth L1 of box deltas (N,4); plain L1 for beta 0."""
+    if beta < 1e-5:
+        return (predicted - wanted).abs().sum()
+    return F.smooth_l1_loss(predicted, wanted, beta=beta, reduction="sum")

@@ -1,0 +1,160 @@
+"""The C4 box head: RoIAlign, res5, classes and boxes.
+
+As Res5ROIHeads and FastRCNNOutputLayers of detectron2/modeling/roi_heads/. K classes; label K is
+the background. An FPN head with masks belongs beside this file, with the same forward.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, roi_align
+
+from benchmarks.torchvision_engine.boxes import Detections, Target, box_loss, subsample
+from benchmarks.torchvision_engine.layers import NORMS, build_stage
+from benchmarks.torchvision_engine.rpn import Size
+
+
+class Sample(NamedTuple):
+    """The proposals of one image that are trained on, objects first."""
+
+    boxes: torch.Tensor  # (S,4)
+    classes: torch.Tensor  # (S,), K for background
+    target_boxes: torch.Tensor  # (S,4), meaningless for background
+
+
+class BoxPredictor(nn.Module):
+    """Pooled features (N,C) → class logits (N,K+1) and box deltas (N,4K)."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(channels, classes + 1)
+        self.bbox_pred = nn.Linear(channels, classes * 4)
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        nn.init.normal_(self.bbox_pred.weight, std=0.001)
+        for layer in (self.cls_score, self.bbox_pred):
+            nn.init.constant_(layer.bias, 0)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.cls_score(x), self.bbox_pred(x)
+
+
+class Res5Heads(nn.Module):
+    """Classifies proposals and refines their boxes on features of stride `stride`."""
+
+    def __init__(self, config: Any, stride: int) -> None:
+        super().__init__()
+        model = config.MODEL
+        self.settings = model.ROI_HEADS
+        self.box_settings = model.ROI_BOX_HEAD
+        self.detections_per_image = config.TEST.DETECTIONS_PER_IMAGE
+        self.stride = stride
+        channels = model.RESNETS.RES2_OUT_CHANNELS * 8
+        self.res5 = build_stage(model.RESNETS, 5)
+        if self.settings.NAME == "Res5ROIHeadsExtraNorm":
+            self.res5.add_module("norm", NORMS[model.RESNETS.NORM](channels))
+        self.box_predictor = BoxPredictor(channels, self.settings.NUM_CLASSES)
+        (threshold,) = self.settings.IOU_THRESHOLDS
+        self.matcher = Matcher(threshold, threshold, allow_low_quality_matches=False)
+        self.coder = BoxCoder(tuple(self.box_settings.BBOX_REG_WEIGHTS))
+
+    def forward(
+        self,
+        feature: torch.Tensor,
+        proposals: list[torch.Tensor],
+        sizes: list[Size],
+        targets: list[Target] | None,
+    ) -> tuple[list[Detections], dict[str, torch.Tensor]]:
+        """Feature (B,C,H,W) and B × proposals (P,4) → detections, or with targets the losses."""
+        if targets is not None:
+            samples = [self.sample(p, t) for p, t in zip(proposals, targets, strict=True)]
+            predictions = self.predict(feature, [sample.boxes for sample in samples])
+            return [], self.losses(*predictions, samples)
+        return self.detect(*self.predict(feature, proposals), proposals, sizes), {}
+
+    def predict(
+        self, feature: torch.Tensor, boxes: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class logits (N,K+1) and deltas (N,4K) of all images' boxes, N in total."""
+        x = self.res5(self.pool(feature, boxes))
+        return self.box_predictor(x.mean(dim=[2, 3]))
+
+    def pool(self, feature: torch.Tensor, boxes: list[torch.Tensor]) -> torch.Tensor:
+        """RoIAlign with half-pixel-exact coordinates: (N,C,P,P)."""
+        settings = self.box_settings
+        return roi_align(
+            feature,
+            boxes,
+            settings.POOLER_RESOLUTION,
+            1.0 / self.stride,
+            settings.POOLER_SAMPLING_RATIO,
+            aligned=True,
+        )
+
+    @torch.no_grad()
+    def sample(self, proposals: torch.Tensor, target: Target) -> Sample:
+        """Proposals and true boxes, matched by overlap, then a random part of them."""
+        background = self.settings.NUM_CLASSES
+        boxes = torch.cat([proposals, target.boxes])
+        matched = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+        classes = torch.full_like(matched, background)
+        if len(target.boxes):
+            match = self.matcher(box_iou(target.boxes, boxes))
+            matched = match.clamp(min=0)
+            classes = target.classes[matched]
+            classes[match < 0] = background
+        chosen = torch.cat(
+            subsample(
+                classes,
+                self.settings.BATCH_SIZE_PER_IMAGE,
+                self.settings.POSITIVE_FRACTION,
+                background,
+            )
+        )
+        boxes = boxes[chosen]
+        wanted = target.boxes[matched[chosen]] if len(target.boxes) else boxes
+        return Sample(boxes, classes[chosen], wanted)
+
+    def losses(
+        self, logits: torch.Tensor, deltas: torch.Tensor, samples: list[Sample]
+    ) -> dict[str, torch.Tensor]:
+        """Cross-entropy over the N samples, and the objects' box loss divided by N."""
+        classes = torch.cat([sample.classes for sample in samples])
+        objects = torch.where(classes < self.settings.NUM_CLASSES)[0]
+        wanted = self.coder.encode_single(
+            torch.cat([sample.target_boxes for sample in samples])[objects],
+            torch.cat([sample.boxes for sample in samples])[objects],
+        )
+        predicted = deltas.view(len(deltas), -1, 4)[objects, classes[objects]]
+        location = box_loss(predicted, wanted, self.box_settings.SMOOTH_L1_BETA)
+        return {
+            "loss_cls": F.cross_entropy(logits, classes),
+            "loss_box_reg": location / max(len(classes), 1),
+        }
+
+    def detect(
+        self,
+        logits: torch.Tensor,
+        deltas: torch.Tensor,
+        proposals: list[torch.Tensor],
+        sizes: list[Size],
+    ) -> list[Detections]:
+        """Boxes above the score threshold after per-class suppression, best first."""
+        counts = [len(boxes) for boxes in proposals]
+        scores = F.softmax(logits, dim=-1)
+        boxes = self.coder.decode_single(deltas, torch.cat(proposals))
+        images = zip(boxes.split(counts), scores.split(counts), sizes)
+        return [self._detect_in_image(*image) for image in images]
+
+    def _detect_in_image(self, boxes: torch.Tensor, scores: torch.Tensor, size: Size) -> Detections:
+        finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
+        boxes, scores = boxes[finite], scores[finite, :-1]
+        boxes = clip_boxes_to_image(boxes.reshape(len(boxes), -1, 4), size)
+        above = scores > self.settings.SCORE_THRESH_TEST
+        classes = above.nonzero()[:, 1]
+        boxes, scores = boxes[above], scores[above]
+        keep = batched_nms(boxes, scores, classes, self.settings.NMS_THRESH_TEST)
+        keep = keep[: self.detections_per_image]
+        return Detections(boxes[keep], scores[keep], classes[keep])

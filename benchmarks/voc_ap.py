@@ -1,0 +1,124 @@
+"""VOC average precision, as detectron2/evaluation/pascal_voc_evaluation.py counts it.
+
+Its particulars decide the digits: scores are rounded to 3 decimals and boxes to 1 before anything
+is compared, boxes include their last pixel (+1), a match needs an overlap above the threshold,
+difficult objects count neither way, and 2007 sets use 11 recall points. It is not the MATLAB kit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.voc import VocImage
+
+THRESHOLDS = tuple(range(50, 100, 5))  # percent of overlap
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One detection, rounded as the evaluation's text files round it."""
+
+    image_id: str
+    category: int
+    score: float
+    box: tuple[float, float, float, float]
+    """1-based pixels, the last ones included."""
+
+
+def make_prediction(image_id: str, category: int, score: float, box: np.ndarray) -> Prediction:
+    """A detection's `box` (4,) float32 has 0-based corners."""
+    corners = (box[0] + 1, box[1] + 1, box[2], box[3])
+    x0, y0, x1, y1 = (float(f"{value:.1f}") for value in corners)
+    return Prediction(image_id, category, float(f"{score:.3f}"), (x0, y0, x1, y1))
+
+
+def voc_metrics(
+    predictions: Sequence[Prediction],
+    images: Sequence[VocImage],
+    classes: Sequence[str],
+    year: int,
+) -> dict[str, float]:
+    """AP (mean over thresholds), AP50, AP75 and AP50-CLASS of each class, in percent."""
+    per_class: list[list[Prediction]] = [[] for _ in classes]
+    for prediction in predictions:
+        per_class[prediction.category].append(prediction)
+    table = 100 * np.array(
+        [_class_ap(found, images, c, year == 2007) for c, found in enumerate(per_class)]
+    )
+    means = table.mean(axis=0)
+    metrics = {
+        "AP": float(means.mean()),
+        "AP50": float(means[THRESHOLDS.index(50)]),
+        "AP75": float(means[THRESHOLDS.index(75)]),
+    }
+    return metrics | {f"AP50-{name}": float(table[c, 0]) for c, name in enumerate(classes)}
+
+
+def _class_ap(
+    predictions: list[Prediction], images: Sequence[VocImage], category: int, eleven_points: bool
+) -> list[float]:
+    """One class's AP at each threshold, 0 to 1."""
+    truth = {
+        image.image_id: [o for o in image.objects if o.category == category] for image in images
+    }
+    wanted = sum(not o.difficult for objects in truth.values() for o in objects)
+    if not predictions or not wanted:
+        return [0.0] * len(THRESHOLDS)
+    # Ties among the rounded scores are frequent, so the sort must be Detectron2's.
+    order = np.argsort(-np.array([prediction.score for prediction in predictions]))
+    matches = [_best_match(predictions[i], truth[predictions[i].image_id]) for i in order]
+    overlaps = np.array([overlap for overlap, _, _ in matches])
+    difficult = np.array([is_difficult for _, is_difficult, _ in matches])
+    objects = np.array([key for _, _, key in matches])
+    curve = _eleven_point_ap if eleven_points else _area_ap
+    result = []
+    for threshold in THRESHOLDS:
+        hit = overlaps > threshold / 100
+        true = _first_of_each(np.where(hit & ~difficult, objects, ""))
+        false = ~true & ~(hit & difficult)
+        true_sum, false_sum = np.cumsum(true), np.cumsum(false)
+        found = np.maximum(true_sum + false_sum, np.finfo(np.float64).eps)
+        result.append(curve(true_sum / wanted, true_sum / found))
+    return result
+
+
+def _best_match(prediction: Prediction, objects: list) -> tuple[float, bool, str]:
+    """Overlap with the best object, whether that one is difficult, and a name for it."""
+    if not objects:
+        return -np.inf, False, ""
+    boxes = np.array([o.box for o in objects], dtype=float)
+    x0, y0, x1, y1 = prediction.box
+    width = np.maximum(np.minimum(boxes[:, 2], x1) - np.maximum(boxes[:, 0], x0) + 1.0, 0.0)
+    height = np.maximum(np.minimum(boxes[:, 3], y1) - np.maximum(boxes[:, 1], y0) + 1.0, 0.0)
+    intersection = width * height
+    areas = (boxes[:, 2] - boxes[:, 0] + 1.0) * (boxes[:, 3] - boxes[:, 1] + 1.0)
+    union = (x1 - x0 + 1.0) * (y1 - y0 + 1.0) + areas - intersection
+    overlaps = intersection / union
+    best = int(np.argmax(overlaps))
+    return float(overlaps[best]), objects[best].difficult, f"{prediction.image_id} {best}"
+
+
+def _first_of_each(names: np.ndarray) -> np.ndarray:
+    """Which entries are the first of their name; never those without a name."""
+    first = np.zeros(len(names), dtype=bool)
+    first[np.unique(names, return_index=True)[1]] = True
+    return first & (names != "")
+
+
+def _eleven_point_ap(recall: np.ndarray, precision: np.ndarray) -> float:
+    """Mean over recalls 0, 0.1 ... 1 of the best precision at that recall or beyond."""
+    total = 0.0
+    for point in np.arange(0.0, 1.1, 0.1):
+        beyond = precision[recall >= point]
+        total += (beyond.max() if len(beyond) else 0.0) / 11.0
+    return float(total)
+
+
+def _area_ap(recall: np.ndarray, precision: np.ndarray) -> float:
+    """Area under precision made monotonous."""
+    recall = np.concatenate(([0.0], recall, [1.0]))
+    precision = np.concatenate(([0.0], precision, [0.0]))
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    steps = np.where(recall[1:] != recall[:-1])[0]
+    return float(np.sum((recall[steps + 1] - recall[steps]) * precision[steps + 1]))
