@@ -81,8 +81,10 @@ def why_not_one_row(trials: Sequence[Results]) -> str | None:
         ("config_sha256", "settings"),
         ("weights_sha256", "weights"),
         ("engine", "engines"),
+        ("schedule", "schedules"),
+        ("trained_on", "training sets"),
     ):
-        different = {getattr(trial, field) for trial in trials}
+        different = {str(getattr(trial, field)) for trial in trials}
         if len(different) > 1:
             return f"trials of {len(different)} different {what}"
     return None

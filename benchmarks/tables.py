@@ -160,7 +160,7 @@ def _cell(
     elif ours is None or reason is not None:
         verdict = f"not comparable: {reason}"
     else:
-        difference = f"{ours.mean - paper:+.2f}"
+        difference = f"{round(ours.mean - paper, 2) + 0.0:+.2f}"  # + 0.0: no -0.00
         verdict = REPRODUCED if is_reproduced(ours, paper, table.noise[metric]) else OFF
     shown = "" if paper is None else f"{paper:.1f}"
     return [row.label, metric, shown, _format(ours), difference, verdict]
