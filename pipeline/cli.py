@@ -1,0 +1,106 @@
+"""The command line of run_all.py."""
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import graph
+from pipeline.execute import Execution
+from pipeline.graph import locked
+from pipeline.local import Signals, count_gpus, run_process
+from pipeline.plan import SOURCES, Choices, plan
+from pipeline.stage import Stage
+from pipeline.summary import print_plan, print_summary, verdict
+
+
+def main() -> None:
+    """Parse, plan, and run or show the plan. Exit code 0: all done; 1: not; 2: user's mistake."""
+    arguments = _parse_arguments()
+    choices = Choices(
+        source=arguments.pretrain,
+        folder=arguments.output or _default_folder(arguments.pretrain, arguments.epochs),
+        epochs=arguments.epochs,
+        methods=arguments.methods,
+        benchmarks=arguments.benchmarks,
+        trials=arguments.trials,
+    )
+    stages = plan(choices)
+    gpus = count_gpus()
+    if arguments.dry_run:
+        print_plan(stages, choices.folder, gpus)
+        return
+    if choices.is_miniature and not gpus:
+        # Small models run no slower in one thread, and their results repeat exactly.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(run(stages, choices.folder, gpus))
+
+
+def run(stages: Sequence[Stage], folder: Path, gpus: int) -> int:
+    """Run the stages on this machine; returns the exit code."""
+    started = time.monotonic()
+    with locked(folder) as lock:
+        signals = Signals()
+
+        def launch(stage: Stage, command: tuple[str, ...]) -> int:
+            return run_process(command, folder / "logs" / f"{stage.name}.log", signals, lock)
+
+        records = Execution(stages, folder, gpus, launch, signals).run()
+    print_summary(records, time.monotonic() - started)
+    print(f"{folder}: {verdict(records, folder, shlex.join(['python', *sys.argv]))}", flush=True)
+    return int(any(record.state != graph.DONE for record in records.values()))
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python run_all.py",
+        description="Pre-train, convert, benchmark and print the tables. The same command "
+        "continues an interrupted run and skips what is done.",
+    )
+    parser.add_argument(
+        "--pretrain",
+        required=True,
+        choices=SOURCES,
+        help="images to pre-train on: ImageNet, COCO train2017, or miniature (generated)",
+    )
+    parser.add_argument("--epochs", type=_number, help="default: the configuration's")
+    parser.add_argument(
+        "--methods", type=_names, default=("densecl",), help="default: densecl; a comma between two"
+    )
+    parser.add_argument(
+        "--benchmarks", type=_names, default=("voc",), help="default: voc; a comma between two"
+    )
+    parser.add_argument(
+        "--trials",
+        type=_number,
+        default=1,
+        help="fine-tunings per benchmark and row (default: 1)",
+    )
+    parser.add_argument(
+        "--cluster", choices=("auto", "local"), default="auto", help="where (default: auto)"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="run folder (default: runs/PRETRAIN[-EPOCHSep])"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show stages, needs and commands; write nothing"
+    )
+    return parser.parse_args()
+
+
+def _default_folder(source: str, epochs: int | None) -> Path:
+    return Path("runs", source if epochs is None else f"{source}-{epochs}ep")
+
+
+def _number(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: at least 1")
+    return number
+
+
+def _names(words: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))

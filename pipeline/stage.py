@@ -1,0 +1,81 @@
+"""One stage: a command, what it needs, what it leaves, and the fingerprint of all that goes in."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import UserError
+from common.files import fingerprint, sha256_of
+
+# Where and how fast a stage runs, never what it computes.
+_LAUNCH_KEYS = ("launch", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command of the pipeline and the files by which it meets the others."""
+
+    name: str
+    words: tuple[str, ...]  # what follows the Python interpreter
+    outputs: tuple[Path, ...]  # files that all exist once it is done; others read the first
+    needs: tuple[str, ...] = ()  # names of the stages whose outputs it reads
+    configs: tuple[Path, ...] = ()  # YAML files that it reads
+    owns: tuple[Path, ...] = ()  # what it writes, as a whole
+    replaceable: bool = False  # made from other inputs, what it owns may be renamed and made anew
+    on_every_gpu: bool = False  # runs in one process per GPU
+    always: bool = False  # runs each time, whatever became of the stages it needs
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether everything it leaves is there."""
+        return bool(self.outputs) and all(path.is_file() for path in self.outputs)
+
+
+def stage_fingerprint(stage: Stage, stages: Mapping[str, Stage], folder: Path) -> str:
+    """Hex SHA-256 of the command, its settings, and the outputs it reads.
+
+    The run folder's own name, comments and launch settings are left out: none changes a result.
+    """
+    outputs = {name: stages[name].outputs[0] for name in stage.needs}
+    return fingerprint(
+        {
+            "words": [word.replace(str(folder), "RUN") for word in stage.words],
+            "settings": {path.name: read_settings(path) for path in stage.configs},
+            "inputs": {
+                name: sha256_of(path) if path.is_file() else None for name, path in outputs.items()
+            },
+        }
+    )
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """A YAML file's settings under dotted keys, over those of its _BASE_; launch settings left out.
+
+    Raises UserError when a file is missing or is not a mapping.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such configuration file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: expected a mapping of keys to values")
+    base = content.pop("_BASE_", None)
+    settings = read_settings(file.parent / base) if base else {}
+    settings.update(_dotted(content))
+    return settings
+
+
+def _dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if key in _LAUNCH_KEYS:
+            continue
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{key}.")
+        else:
+            yield key, value

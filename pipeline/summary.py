@@ -1,0 +1,73 @@
+"""What the console shows of a run: the plan of a dry run, and at the end what took how long."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import graph
+from pipeline.execute import is_current
+from pipeline.graph import Records, load_graph
+from pipeline.local import command_of
+from pipeline.stage import Stage, stage_fingerprint
+
+
+def print_plan(stages: Sequence[Stage], folder: Path, gpus: int) -> None:
+    """Each stage with its needs, inputs, outputs and command, and whether it would be skipped."""
+    by_name = {stage.name: stage for stage in stages}
+    records = load_graph(folder)
+    skipped: set[str] = set()
+    for number, stage in enumerate(stages, start=1):
+        if skipped.issuperset(stage.needs):  # else what it would read is yet to be made
+            fingerprint = stage_fingerprint(stage, by_name, folder)
+            if is_current(stage, fingerprint, records.get(stage.name)):
+                skipped.add(stage.name)
+        inputs = [*stage.configs, *(path for need in stage.needs for path in by_name[need].outputs)]
+        command = command_of(stage.words, gpus if stage.on_every_gpu else 1)
+        verdict = "done before, would be skipped" if stage.name in skipped else "would run"
+        print(f"[{number}/{len(stages)}] {stage.name}: {verdict}")
+        print(f"  needs    {', '.join(stage.needs) or 'nothing'}")
+        print(f"  inputs   {', '.join(map(str, inputs)) or 'none'}")
+        print(f"  outputs  {', '.join(map(str, stage.outputs)) or 'under ' + str(folder)}")
+        print(f"  command  {shlex.join(command)}")
+
+
+def print_summary(records: Records, seconds: float) -> None:
+    """A table of stages, states and durations; `seconds` is how long this command took."""
+    table = Table(box=box.SIMPLE)
+    table.add_column("stage")
+    table.add_column("state")
+    table.add_column("time", justify="right")
+    table.add_column("why")
+    for name, record in records.items():
+        table.add_row(name, record.state, _duration(record.seconds), record.note)
+    table.add_section()
+    table.add_row("this command", "", _duration(seconds), "")
+    # A file or a pipe has no width of its own: wide enough that no name is cut.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def verdict(records: Records, folder: Path, command: str) -> str:
+    """One line: whether all is done, and otherwise what to do."""
+    states = [record.state for record in records.values()]
+    if states.count(graph.DONE) == len(states):
+        return f"all {len(states)} stages done"
+    if graph.FAILED in states:
+        failed = [name for name, record in records.items() if record.state == graph.FAILED]
+        logs = ", ".join(str(folder / "logs" / f"{name}.log") for name in failed)
+        return (
+            f"{len(failed)} failed (see {logs}); once mended, the same command goes on: {command}"
+        )
+    return f"interrupted: the same command goes on: {command}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02.0f} s" if minutes else f"{rest:.1f} s"

@@ -1,0 +1,177 @@
+"""From choices to stages: names, needs, commands, and what the fingerprints depend on."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.config import find_config
+from common.errors import UserError
+from pipeline.plan import BENCHMARK_CONFIGS, BENCHMARKS, Choices, plan
+from pipeline.stage import Stage, read_settings, stage_fingerprint
+
+MINI = Choices("MINI", Path("runs/demo"))
+
+
+def test_the_miniature_plan():
+    stages = {stage.name: stage for stage in plan(MINI)}
+    assert {name: stage.needs for name, stage in stages.items()} == {
+        "data": (),
+        "pretrain/densecl-MINI": ("data",),
+        "convert/densecl-MINI": ("pretrain/densecl-MINI",),
+        "benchmarks/mini_voc/densecl-MINI/seed_1": ("data", "convert/densecl-MINI"),
+        "benchmarks/mini_voc/random/seed_1": ("data",),
+        "tables": ("benchmarks/mini_voc/densecl-MINI/seed_1", "benchmarks/mini_voc/random/seed_1"),
+    }
+    assert [" ".join(stage.words) for stage in stages.values()] == [
+        "-m common.miniature datasets/mini",
+        "-m pretrain --config-file configs/pretrain/densecl_mini.yaml"
+        " --output runs/demo/pretrain/densecl-MINI",
+        "-m converters runs/demo/pretrain/densecl-MINI runs/demo/weights/densecl-MINI.pkl",
+        "-m benchmarks mini_voc --weights runs/demo/weights/densecl-MINI.pkl --row densecl-MINI"
+        " --seed 1 --output runs/demo/benchmarks/mini_voc/densecl-MINI/seed_1",
+        "-m benchmarks mini_voc --weights random --row random"
+        " --seed 1 --output runs/demo/benchmarks/mini_voc/random/seed_1",
+        "-m benchmarks.tables runs/demo",
+    ]
+    assert not any(stage.on_every_gpu for stage in stages.values())
+
+
+@pytest.mark.parametrize(
+    "source, config",
+    [("IN", "densecl_imagenet_200ep.yaml"), ("CC", "densecl_coco_800ep.yaml")],
+)
+def test_the_plan_on_real_images(source, config):
+    stages = plan(Choices(source, Path("runs/x"), epochs=7, trials=5))
+    pretrain = stages[0]
+    assert pretrain.configs == (Path("configs/pretrain", config),)
+    assert pretrain.words[-1] == "optim.epochs=7" and pretrain.on_every_gpu
+    trials = [stage for stage in stages if stage.name.startswith("benchmarks/voc/")]
+    assert len(trials) == 2 * 5 and len({stage.words for stage in trials}) == 10
+    assert len(stages) == 2 + 10 + 1
+
+
+def test_each_stage_comes_after_those_it_needs():
+    seen = set()
+    for stage in plan(Choices("CC", Path("runs/x"), trials=3)):
+        assert seen.issuperset(stage.needs)
+        seen.add(stage.name)
+
+
+def test_no_two_stages_own_the_same_files():
+    owned = [path for stage in plan(Choices("CC", Path("r"), trials=3)) for path in stage.owns]
+    assert len(owned) == len(set(owned))
+
+
+def test_benchmarks_are_those_that_the_benchmarks_package_knows():
+    for name, stem in BENCHMARKS.items():
+        assert find_config(name).samefile(BENCHMARK_CONFIGS / f"{stem}.yaml")
+
+
+def test_a_miniature_benchmark_has_two_names():
+    assert plan(Choices("MINI", Path("r"), benchmarks=("mini_voc",))) == plan(
+        Choices("MINI", Path("r"), benchmarks=("voc",))
+    )
+
+
+def test_an_unknown_method_lists_those_that_have_a_configuration():
+    with pytest.raises(UserError, match=r"dense_mini\.yaml.*did you mean densecl.*are densecl"):
+        plan(Choices("MINI", Path("r"), methods=("dense",)))
+
+
+@pytest.mark.parametrize("source, name", [("IN", "mini_voc"), ("MINI", "lvis"), ("CC", "vox")])
+def test_an_unknown_benchmark_lists_those_that_exist(source, name):
+    with pytest.raises(UserError, match=rf"--benchmarks {name}: .*available are .*voc"):
+        plan(Choices(source, Path("r"), benchmarks=(name,)))
+
+
+def test_planning_imports_no_torch_and_no_other_package():
+    code = (
+        "import sys, pipeline.cli\n"
+        "heavy = {'torch', 'torchvision', 'pretrain', 'converters', 'benchmarks', 'submitit'}\n"
+        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def run_all(*words):
+    command = [sys.executable, "run_all.py", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("words", [["--methods", "sinclr"], ["--benchmarks", "vox"]])
+def test_a_mistake_is_one_line_and_exit_code_2(words):
+    done = run_all("--pretrain", "MINI", "--dry-run", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["--trials", "0"], ["--epochs", "x"], ["--cluster", "moon"]])
+def test_a_bad_option_is_exit_code_2(words):
+    assert run_all("--pretrain", "MINI", "--dry-run", *words).returncode == 2
+
+
+def test_a_dry_run_shows_everything_and_writes_nothing(tmp_path):
+    folder = tmp_path / "run"
+    done = run_all("--pretrain", "MINI", "--output", str(folder), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())
+    for stage in plan(Choices("MINI", folder)):
+        assert f"] {stage.name}: would run" in done.stdout
+        assert " ".join(stage.words) in done.stdout
+
+
+# --- fingerprints ---
+
+
+@pytest.fixture
+def chain(tmp_path):
+    """Two stages, the second of which reads a configuration on a base and the first's output."""
+    (tmp_path / "base.yaml").write_text("MODEL: {DEPTH: 50, DEVICE: cpu}\nSEED: 1\n")
+    (tmp_path / "own.yaml").write_text("_BASE_: base.yaml\nSEED: 2\n")
+    (tmp_path / "first").write_text("made")
+    first = Stage("first", ("-c", "1"), outputs=(tmp_path / "first",))
+    second = Stage("second", ("-c", "2"), (tmp_path / "out",), ("first",), (tmp_path / "own.yaml",))
+    return {"first": first, "second": second}
+
+
+def test_settings_follow_the_base(chain, tmp_path):
+    assert read_settings(tmp_path / "own.yaml") == {"MODEL.DEPTH": 50, "SEED": 2}
+
+
+@pytest.mark.parametrize(
+    "file, content, changes",
+    [
+        ("own.yaml", "_BASE_: base.yaml\nSEED: 3\n", True),
+        ("base.yaml", "MODEL: {DEPTH: 101, DEVICE: cpu}\nSEED: 1\n", True),
+        ("first", "made otherwise", True),
+        ("own.yaml", "# a remark\n_BASE_: base.yaml\nSEED: 2\n", False),
+        ("base.yaml", "MODEL: {DEPTH: 50, DEVICE: cuda}\nSEED: 1\n", False),
+        ("base.yaml", "MODEL: {DEPTH: 50, DEVICE: cpu}\nSEED: 7\n", False),  # overridden anyway
+    ],
+)
+def test_a_fingerprint_changes_with_what_decides_the_result(
+    chain, tmp_path, file, content, changes
+):
+    before = stage_fingerprint(chain["second"], chain, tmp_path)
+    (tmp_path / file).write_text(content)
+    assert (stage_fingerprint(chain["second"], chain, tmp_path) != before) == changes
+
+
+def test_a_moved_run_folder_keeps_its_fingerprints():
+    first, second = (
+        [stage_fingerprint(stage, {s.name: s for s in stages}, choices.folder) for stage in stages]
+        for choices in (MINI, Choices("MINI", Path("elsewhere/demo")))
+        for stages in [plan(choices)]
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("content, reason", [("- 1\n", "mapping"), ("a: [\n", "YAML")])
+def test_a_bad_configuration_is_named(tmp_path, content, reason):
+    (tmp_path / "bad.yaml").write_text(content)
+    with pytest.raises(UserError, match=rf"bad\.yaml: .*{reason}"):
+        read_settings(tmp_path / "bad.yaml")
+    with pytest.raises(UserError, match="no such configuration file"):
+        read_settings(tmp_path / "absent.yaml")
