@@ -8,7 +8,7 @@ FOLDER/  (runs/benchmarks/BENCHMARK/ROW/seed_N unless --output says otherwise)
 and what the engine writes.
 """
 
-import importlib
+import importlib.util
 import json
 import logging
 import time
@@ -103,6 +103,8 @@ def find_engine(name: str) -> tuple[str, ModuleType]:
                     f"Detectron2 is not importable ({error}): install it as README says, "
                     "or use --engine torchvision"
                 ) from None
+            if importlib.util.find_spec("detectron2"):
+                log.warning("Detectron2 is installed but cannot be imported: %s", error)
     return "torchvision", importlib.import_module("benchmarks.torchvision_engine")
 
 

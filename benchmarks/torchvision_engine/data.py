@@ -22,7 +22,7 @@ from benchmarks.torchvision_engine.model import Image
 from benchmarks.voc import VocImage
 from common import distributed
 from common.errors import UserError
-from common.shutdown import restore_default_signals
+from common.shutdown import set_up_worker
 
 # The published runs use 8 GPUs with 2 images each, and Detectron2 groups by orientation on each
 # GPU. Groups of two make the same batches on any number of processes.
@@ -171,7 +171,7 @@ def _load(
         batch_sampler=batches,
         num_workers=config.DATALOADER.NUM_WORKERS,
         collate_fn=list,
-        worker_init_fn=restore_default_signals,
+        worker_init_fn=set_up_worker,
         pin_memory=config.MODEL.DEVICE == "cuda",
     )
     for batch in loader:

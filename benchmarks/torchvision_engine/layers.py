@@ -143,8 +143,11 @@ class ResNet(nn.Module):
         self.stem = Stem(resnets.STEM_OUT_CHANNELS, resnets.NORM)
         last = max(int(name.removeprefix("res")) for name in self.out_features)
         self.stages = [f"res{stage}" for stage in range(2, last + 1)]
-        for stage, name in enumerate(self.stages, start=2):
-            self.add_module(name, build_stage(resnets, stage))
+        # All four stages are drawn, as Detectron2 does, for equal weights from equal seeds.
+        for stage in range(2, 6):
+            blocks = build_stage(resnets, stage)
+            if stage <= last:
+                self.add_module(f"res{stage}", blocks)
         for name in ["stem", *self.stages][:freeze_at]:
             freeze(getattr(self, name))
 
