@@ -29,7 +29,10 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     with replacing(path) as temporary:
         with temporary.open("wb") as file:
             hashing = _HashingFile(file)
-            torch.save(state, cast(IO[bytes], hashing))
+            try:
+                torch.save(state, cast(IO[bytes], hashing))
+            except RuntimeError as error:  # torch's words for a failed write: give the cause
+                raise hashing.error or error from None
         write_text(_hash_file(path), f"{hashing.sha256.hexdigest()}  {path.name}\n")
     if not is_good(path):
         raise OSError(f"{path}: what was read back differs from what was written")
@@ -96,7 +99,12 @@ class _HashingFile(io.RawIOBase):
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.sha256 = hashlib.sha256()
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.sha256.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise

@@ -43,13 +43,13 @@ class Metrics:
     A resumed run repeats the steps after its checkpoint, so those are dropped from both first.
     """
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, folder: Path, steps_done: int) -> None:
         self.path = folder / "metrics.jsonl"
         earlier = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in earlier if _step(line) < first_step]
+        kept = [line for line in earlier if _step(line) <= steps_done]
         write_text(self.path, "".join(f"{line}\n" for line in kept))
         self.file = self.path.open("a")
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=steps_done + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Record one step's values (plain numbers)."""

@@ -1,9 +1,12 @@
 """Leaving cleanly: SIGTERM, SIGINT and SIGUSR2 ask for a stop at the next step boundary."""
 
+import ctypes
 import signal
+import sys
 from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class StopRequest:
@@ -26,8 +29,13 @@ class StopRequest:
         self.requested_by = signal.Signals(number).name
 
 
-def restore_default_signals(_worker: int = 0) -> None:
-    """For data-loader workers: they end with their parent and must not swallow its signals."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+def set_up_worker(_worker: int = 0) -> None:
+    """For data-loader workers: leave the signals to the training process, and end with it.
+
+    Without the last line a worker whose parent was killed waits for ever for its batches to be
+    fetched (its siblings hold the pipe open).
+    """
+    for number in _SIGNALS:  # they often go to a whole process group
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common import distributed
 from common.errors import UserError
-from common.shutdown import restore_default_signals
+from common.shutdown import set_up_worker
 from pretrain.config import PretrainConfig
 from pretrain.views import TwoViews, random_key
 
@@ -131,7 +131,9 @@ def data_loader(
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=pin_memory,
-        worker_init_fn=restore_default_signals,
+        worker_init_fn=set_up_worker,
+        # A worker must be this process's own child for the kernel to end it with its parent.
+        multiprocessing_context="fork" if workers else None,
         prefetch_factor=4 if workers else None,
     )
 

@@ -1,0 +1,174 @@
+"""Which images, in which order, cropped how: decided by (seed, epoch, image number) alone."""
+
+from collections import Counter
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import distributed
+from common.errors import UserError
+from pretrain.config import Data, Launch, Optim, PretrainConfig
+from pretrain.data import Order, PretrainImages, data_loader, list_images, most_unreadable
+from pretrain.views import TwoViews, random_key
+
+
+def make_config(root, workers=0, **optim):
+    return PretrainConfig(
+        data=Data(root=str(root), image_size=32),
+        optim=Optim(epochs=3, batch_size=8, **optim),
+        launch=Launch(workers=workers),
+    )
+
+
+def test_trees_and_flat_folders_are_listed_sorted(image_folder):
+    (image_folder / "notes.txt").write_text("not an image")
+    files = list_images(image_folder)
+    assert files == sorted(files)
+    assert len(files) == 48
+    assert "more/000.jpg" in files
+
+
+def test_list_files_keep_their_order_and_lose_their_labels(image_folder, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text("002.jpg 5\n\n001.jpg -1\nwith space.jpg\n")
+    assert list_images(image_folder, listed) == ["002.jpg", "001.jpg", "with space.jpg"]
+
+
+def test_missing_and_empty_folders_are_named(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}/nowhere: no such folder"):
+        list_images(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=f"{tmp_path}: no images found"):
+        list_images(tmp_path)
+
+
+def batches(config, files, first_step=0):
+    return [batch.views for batch in data_loader(config, files, first_step, pin_memory=False)]
+
+
+@pytest.fixture(scope="module")
+def reference(image_folder):
+    files = list_images(image_folder)
+    return files, batches(make_config(image_folder), files)
+
+
+def test_batches_are_two_different_uint8_views(reference):
+    _, views = reference
+    assert len(views) == 3 * (48 // 8)
+    assert views[0].shape == (2, 8, 3, 32, 32)
+    assert views[0].dtype == torch.uint8
+    assert not torch.equal(views[0][0], views[0][1])
+    assert not torch.equal(views[0], views[6])  # another epoch
+
+
+@pytest.mark.parametrize("workers,first_step", [(0, 0), (1, 7), (2, 0), (3, 11)])
+def test_any_workers_and_any_resume_point_give_the_same_batches(
+    reference, image_folder, workers, first_step
+):
+    files, expected = reference
+    found = batches(make_config(image_folder, workers), files, first_step)
+    assert len(found) == len(expected) - first_step
+    assert all(torch.equal(a, b) for a, b in zip(found, expected[first_step:]))
+
+
+def test_global_random_state_neither_matters_nor_changes(reference, image_folder):
+    files, _ = reference
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    item = PretrainImages(make_config(image_folder), files)[(0, 5)][0]
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(7)
+    again = PretrainImages(make_config(image_folder), files)[(0, 5)][0]
+    assert torch.equal(item, again)
+
+
+def test_each_epoch_visits_each_image_once_in_another_order():
+    order = Order(48, make_config("unused"), 0)
+    items = [item for batch in order for item in batch]
+    epochs = [[number for e, number in items if e == epoch] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(48)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != list(range(48))
+
+
+def test_another_seed_gives_another_order():
+    config = make_config("unused")
+    first, second = (list(Order(48, replace(config, seed=s), 0)) for s in (0, 1))
+    assert first != second
+
+
+def test_an_incomplete_last_batch_is_left_out():
+    order = list(Order(50, make_config("unused"), 0))
+    assert len(order) == 3 * 6
+    assert all(len(batch) == 8 for batch in order)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_share_the_batch_of_one_process(world_size, monkeypatch):
+    expected = list(Order(48, make_config("unused"), 4))
+    monkeypatch.setattr(distributed, "world_size", lambda: world_size)
+    parts = []
+    for rank in range(world_size):
+        monkeypatch.setattr(distributed, "rank", lambda r=rank: r)
+        parts.append(list(Order(48, make_config("unused"), 4)))
+    assert [list(chain(*step)) for step in zip(*parts)] == expected
+
+
+def test_views_follow_the_recipe():
+    """Shares and ranges over 2,000 draws, read off the pixels of images made to show them."""
+    grid = np.indices((64, 64)).sum(0) % 2 * 255
+    colours = np.zeros((64, 64, 3), np.uint8)
+    colours[..., 0], colours[..., 1] = 200, np.linspace(0, 255, 64).astype(np.uint8)
+    two_views = TwoViews(32, 0.2)
+    grey = flipped = 0
+    for draw in range(1000):
+        for view in two_views(Image.fromarray(colours), random_key("colour", draw)):
+            grey += bool((view[0] == view[1]).all() and (view[1] == view[2]).all())
+            brightness = view.sum(0).float().mean(0)  # green rises from left to right
+            flipped += bool(brightness[:4].mean() > brightness[-4:].mean())
+    assert grey / 2000 == pytest.approx(0.2, abs=0.03)
+    assert flipped / 2000 == pytest.approx(0.5, abs=0.06)
+    checker = Image.fromarray(np.repeat(grid[..., None], 3, 2).astype(np.uint8))
+    kinds = Counter()
+    for draw in range(500):
+        for view in TwoViews(64, 1.0)(checker, random_key("blur", draw)):
+            kinds[bool(view.float().std() < 20)] += 1
+    assert 0.2 < kinds[True] / 1000 < 0.6  # blurred with a σ that hides the checkerboard
+
+
+def test_unreadable_images_are_named_and_replaced_by_their_neighbour(image_folder, tmp_path):
+    good = (image_folder / "001.jpg").read_bytes()
+    for name, content in {"a.jpg": good, "b.jpg": good[:300], "c.jpg": b"", "d.jpg": good}.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "e.jpg").write_text("not a picture")
+    files = list_images(tmp_path)
+    dataset = PretrainImages(make_config(tmp_path), files)
+    for number, replacement, unreadable in [(0, 0, []), (1, 3, "bc"), (2, 3, "c"), (4, 0, "e")]:
+        views, paths = dataset[(0, number)]
+        assert paths == [str(tmp_path / f"{name}.jpg") for name in unreadable]
+        assert torch.equal(views, dataset[(0, replacement)][0])
+
+
+@pytest.mark.parametrize("images,limit", [(100, 10), (100_000, 10), (1_281_167, 128)])
+def test_a_run_bears_one_unreadable_image_in_ten_thousand(images, limit):
+    assert most_unreadable(images) == limit
+
+
+def test_random_keys_differ_and_repeat():
+    keys = {
+        random_key(seed, epoch, i) for seed in range(4) for epoch in range(5) for i in range(50)
+    }
+    assert len(keys) == 1000
+    assert random_key(0, "order", 3) == random_key(0, "order", 3)
+    assert random_key(1, 23) != random_key(12, 3)
+
+
+def test_grey_images_and_palettes_become_rgb(tmp_path):
+    Image.new("L", (40, 40), 128).save(tmp_path / "grey.png")
+    Image.new("P", (40, 40), 3).save(tmp_path / "palette.png")
+    Image.new("RGBA", (40, 40), (1, 2, 3, 4)).save(tmp_path / "alpha.png")
+    files = list_images(tmp_path)
+    dataset = PretrainImages(make_config(tmp_path), files)
+    assert all(dataset[(0, i)][0].shape == (2, 3, 32, 32) for i in range(3))
