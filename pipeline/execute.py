@@ -75,7 +75,7 @@ class Execution:
         record = self.records[stage.name]
         there = any(path.exists() for path in stage.owns)
         if there and stage.replaceable and record.fingerprint not in (None, fingerprint):
-            _set_aside(stage, title)
+            _set_aside(stage, self.folder, title)
             there = False
         # What is there may stem from other inputs, until the stage itself has accepted it.
         made_from = record.fingerprint if there else fingerprint
@@ -92,12 +92,16 @@ class Execution:
         started = time.monotonic()
         state, note = self._judge(stage, self.launch(stage, record.command))
         seconds = time.monotonic() - started
+        if state == graph.DONE:
+            made_from = fingerprint
+        # A refusal took no part in making what is there.
+        total = earlier + seconds if made_from == fingerprint else record.seconds
         self._note(
             stage,
             state=state,
             note=note,
-            fingerprint=fingerprint if state == graph.DONE else made_from,
-            seconds=round(earlier + seconds, 3),
+            fingerprint=made_from,
+            seconds=round(total, 3),
             ended=_now(),
         )
         reason = f" ({note})" if note else ""
@@ -119,12 +123,15 @@ class Execution:
         save_graph(self.folder, self.records)
 
 
-def _set_aside(stage: Stage, title: str) -> None:
-    ending = f"old-{secrets.token_hex(4)}"
+def _set_aside(stage: Stage, folder: Path, title: str) -> None:
+    """Move what the stage owns to old-XXXXXXXX/, where nothing takes it for a result."""
+    aside = folder / f"old-{secrets.token_hex(4)}"
     for path in stage.owns:
         if path.exists():
-            aside = path.rename(path.with_name(f"{path.name}.{ending}"))
-            print(f"{title}: made from other inputs: {path} is now {aside.name}", flush=True)
+            target = aside / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+            print(f"{title}: {path} was made from other inputs and is now {target}", flush=True)
 
 
 def _now() -> str:

@@ -24,7 +24,7 @@ class Stage:
     needs: tuple[str, ...] = ()  # names of the stages whose outputs it reads
     configs: tuple[Path, ...] = ()  # YAML files that it reads
     owns: tuple[Path, ...] = ()  # what it writes, as a whole
-    replaceable: bool = False  # made from other inputs, what it owns may be renamed and made anew
+    replaceable: bool = False  # made from other inputs, what it owns is moved aside
     on_every_gpu: bool = False  # runs in one process per GPU
     always: bool = False  # runs each time, whatever became of the stages it needs
 

@@ -44,7 +44,8 @@ def print_summary(records: Records, seconds: float) -> None:
     table.add_column("time", justify="right")
     table.add_column("why")
     for name, record in records.items():
-        table.add_row(name, record.state, _duration(record.seconds), record.note)
+        ran = record.state not in (graph.PENDING, graph.BLOCKED)
+        table.add_row(name, record.state, _duration(record.seconds) if ran else "", record.note)
     table.add_section()
     table.add_row("this command", "", _duration(seconds), "")
     # A file or a pipe has no width of its own: wide enough that no name is cut.
@@ -59,10 +60,8 @@ def verdict(records: Records, folder: Path, command: str) -> str:
     if graph.FAILED in states:
         failed = [name for name, record in records.items() if record.state == graph.FAILED]
         logs = ", ".join(str(folder / "logs" / f"{name}.log") for name in failed)
-        return (
-            f"{len(failed)} failed (see {logs}); once mended, the same command goes on: {command}"
-        )
-    return f"interrupted: the same command goes on: {command}"
+        return f"{len(failed)} failed (see {logs}); once mended, continue with: {command}"
+    return f"interrupted; the same command continues: {command}"
 
 
 def _duration(seconds: float) -> str:
