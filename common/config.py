@@ -49,11 +49,6 @@ def load_config(schema: type[Schema], file: Path | None, overrides: Sequence[str
     return OmegaConf.to_object(config)  # type: ignore[return-value]
 
 
-def to_plain(config: Any) -> dict[str, Any]:
-    """The configuration as nested dictionaries of plain types."""
-    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)  # type: ignore
-
-
 def to_yaml(config: Any) -> str:
     """The configuration as YAML text."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))

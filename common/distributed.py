@@ -21,6 +21,7 @@ def start(device_type: str = "auto") -> torch.device:
     Gloo on CPU, NCCL on GPUs.
     """
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        os.environ.setdefault("SUBMITIT_EXECUTOR", "slurm")  # also when srun was called by hand
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
     use_cuda = device_type == "cuda" or (device_type == "auto" and torch.cuda.is_available())
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
