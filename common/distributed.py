@@ -22,7 +22,7 @@ def start(device_type: str = "auto") -> torch.device:
     """
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         os.environ.setdefault("SUBMITIT_EXECUTOR", "slurm")  # also when srun was called by hand
-        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     use_cuda = device_type == "cuda" or (device_type == "auto" and torch.cuda.is_available())
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if use_cuda else "cpu"
