@@ -10,6 +10,7 @@ SIGINT and SIGUSR2 save first. Datasets are looked for in $DETECTRON2_DATASETS (
 """
 
 import argparse
+import warnings
 from pathlib import Path
 
 from benchmarks.config import SHORT_NAMES
@@ -21,6 +22,8 @@ from common.shutdown import StopRequest
 
 def main() -> None:
     """Parse, run, leave."""
+    # fvcore's, at import; nothing a user could do about.
+    warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated", FutureWarning)
     stop = StopRequest()
     request = parse_arguments()
     try:

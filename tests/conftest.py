@@ -1,10 +1,13 @@
 """Shared by all tests: one thread per process, a folder of small images, several processes."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
 torch.set_num_threads(1)
 
 

@@ -1,4 +1,4 @@
-"""What the two halves of the detector share: targets, sampling and the box loss.
+"""What the two halves of the detector share: targets, detections and sampling.
 
 Boxes are (x0, y0, x1, y1) in pixels of the image that the network sees.
 """
@@ -6,7 +6,6 @@ Boxes are (x0, y0, x1, y1) in pixels of the image that the network sees.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 
 class Target(NamedTuple):
@@ -40,10 +39,3 @@ def subsample(
     chosen_positive = torch.randperm(len(positive), device=labels.device)[:positives]
     chosen_negative = torch.randperm(len(negative), device=labels.device)[:negatives]
     return positive[chosen_positive], negative[chosen_negative]
-
-
-def box_loss(predicted: torch.Tensor, wanted: torch.Tensor, beta: float) -> torch.Tensor:
-    """Summed smooth L1 of box deltas (N,4); plain L1 for beta 0."""
-    if beta < 1e-5:
-        return (predicted - wanted).abs().sum()
-    return F.smooth_l1_loss(predicted, wanted, beta=beta, reduction="sum")

@@ -32,6 +32,7 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("bias", torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels) - eps)
+        self.register_buffer("num_batches_tracked", None)  # a tensor where training was frozen
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B,C,H,W) → the same shape."""
@@ -165,7 +166,7 @@ def freeze(module: nn.Module) -> None:
     module.requires_grad_(False)
     for part in module.modules():
         if isinstance(part, ConvNorm) and not isinstance(part.norm, FrozenBatchNorm):
-            state = part.norm.state_dict()
-            state.pop("num_batches_tracked")
+            trained = part.norm
             part.norm = FrozenBatchNorm(part.out_channels)
-            part.norm.load_state_dict(state)
+            part.norm.num_batches_tracked = trained.num_batches_tracked
+            part.norm.load_state_dict(trained.state_dict())

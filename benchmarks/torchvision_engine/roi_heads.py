@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from fvcore.nn import smooth_l1_loss
 from torch import nn
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, roi_align
 
-from benchmarks.torchvision_engine.boxes import Detections, Target, box_loss, subsample
+from benchmarks.torchvision_engine.boxes import Detections, Target, subsample
 from benchmarks.torchvision_engine.layers import NORMS, build_stage
 from benchmarks.torchvision_engine.rpn import Size
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from fvcore.nn import smooth_l1_loss
 from torch import nn
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
-from benchmarks.torchvision_engine.boxes import Target, box_loss, subsample
+from benchmarks.torchvision_engine.boxes import Target, subsample
 
 Size = tuple[int, int]
 
