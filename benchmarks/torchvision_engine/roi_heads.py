@@ -129,7 +129,8 @@ class Res5Heads(nn.Module):
             torch.cat([sample.boxes for sample in samples])[objects],
         )
         predicted = deltas.view(len(deltas), -1, 4)[objects, classes[objects]]
-        location = box_loss(predicted, wanted, self.box_settings.SMOOTH_L1_BETA)
+        beta = self.box_settings.SMOOTH_L1_BETA
+        location = smooth_l1_loss(predicted, wanted, beta, reduction="sum")
         return {
             "loss_cls": F.cross_entropy(logits, classes),
             "loss_box_reg": location / max(len(classes), 1),

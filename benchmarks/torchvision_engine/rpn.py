@@ -200,5 +200,7 @@ class RPN(nn.Module):
         objectness = F.binary_cross_entropy_with_logits(
             logits[used], labels[used].to(torch.float32), reduction="sum"
         )
-        location = box_loss(torch.cat(deltas, 1)[positive], wanted, self.settings.SMOOTH_L1_BETA)
+        location = smooth_l1_loss(
+            torch.cat(deltas, 1)[positive], wanted, self.settings.SMOOTH_L1_BETA, reduction="sum"
+        )
         return {"loss_rpn_cls": objectness / normaliser, "loss_rpn_loc": location / normaliser}

@@ -1,0 +1,251 @@
+"""Side by side with Detectron2 itself: equal weights, batches and random draws, equal numbers."""
+# ruff: noqa: E402  (imports wait for the check that Detectron2 is there)
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from benchmark_fixtures import tiny_config, write_tiny_voc
+
+from benchmarks.config import FOLDER, find_config, load_config
+from benchmarks.torchvision_engine import data
+from benchmarks.torchvision_engine.model import build_model
+from benchmarks.torchvision_engine.solver import build_optimizer, build_schedule, set_learning_rate
+from benchmarks.voc import read_set
+
+pytest.importorskip("detectron2")
+pytestmark = pytest.mark.detectron2
+
+from detectron2.config import get_cfg
+from detectron2.data import DatasetMapper, detection_utils
+from detectron2.data import transforms as T
+from detectron2.data.datasets.pascal_voc import load_voc_instances
+from detectron2.modeling import build_model as build_theirs
+from detectron2.solver import build_lr_scheduler
+from detectron2.solver import build_optimizer as build_their_optimizer
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from benchmarks import detectron2_engine
+
+STEPS = 100
+
+# What we mean to set differently from Detectron2's defaults and its Base-RCNN-C4.yaml.
+DIFFERENT = {
+    "MODEL.PIXEL_MEAN",
+    "MODEL.PIXEL_STD",
+    "MODEL.BACKBONE.FREEZE_AT",
+    "MODEL.RESNETS.NORM",
+    "MODEL.RESNETS.STRIDE_IN_1X1",
+    "MODEL.ROI_HEADS.NAME",
+    "INPUT.FORMAT",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.PRECISE_BN.ENABLED",
+}
+# What Base-RCNN-C4.yaml sets on top of the defaults.
+BASE_C4 = {
+    "DATASETS.TRAIN": ("coco_2017_train",),
+    "DATASETS.TEST": ("coco_2017_val",),
+    "SOLVER.BASE_LR": 0.02,
+    "SOLVER.STEPS": (60000, 80000),
+    "SOLVER.MAX_ITER": 90000,
+    "INPUT.MIN_SIZE_TRAIN": (640, 672, 704, 736, 768, 800),
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 1000,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 6000,
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    datasets = tmp_path_factory.mktemp("datasets")
+    write_tiny_voc(datasets)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(datasets))
+        yield read_set("mini_voc_2007_trainval")
+
+
+def flatten(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, tuple(value) if isinstance(value, list | tuple) else value
+
+
+def test_the_base_file_repeats_detectron2s_defaults():
+    theirs = {**dict(flatten(get_cfg())), **BASE_C4}
+    ours = dict(flatten(load_config(FOLDER / "base_rcnn_c4.yaml")))
+    assert ours.keys() <= theirs.keys()
+    different = {key for key, value in ours.items() if plain(value) != plain(theirs[key])}
+    assert different == DIFFERENT
+
+
+def plain(value):
+    return tuple(plain(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda file: file.stem)
+def test_detectron2_resolves_our_files_to_the_same_values(file):
+    theirs = get_cfg()
+    theirs.merge_from_file(str(file))
+    resolved = dict(flatten(theirs))
+    for key, value in flatten(load_config(file)):
+        assert plain(resolved[key]) == plain(value), key
+
+
+def their_config(config):
+    return detectron2_engine.detectron2_config(config, 0, Path("unused"))
+
+
+def their_batch(batch):
+    """Our images as Detectron2's models take them."""
+    result = []
+    for image in batch:
+        instances = Instances(tuple(image["image"].shape[-2:]))
+        instances.gt_boxes = Boxes(image["target"].boxes)
+        instances.gt_classes = image["target"].classes
+        result.append({"image": image["image"], "instances": instances, "height": 99, "width": 77})
+    return result
+
+
+def both(config):
+    """Our model and Detectron2's, from one seed."""
+    torch.manual_seed(0)
+    ours = build_model(config)
+    torch.manual_seed(0)
+    theirs = build_theirs(their_config(config))
+    return ours.train(), theirs.train()
+
+
+def assert_equal_states(ours, theirs):
+    ours, theirs = ours.state_dict(), theirs.state_dict()
+    assert list(ours) == list(theirs)
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        ["MODEL.RESNETS.STRIDE_IN_1X1", "True", "MODEL.RESNETS.DEPTH", "101"],
+        ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.BACKBONE.FREEZE_AT", "2"],
+        ["MODEL.BACKBONE.FREEZE_AT", "1", "MODEL.ROI_HEADS.NAME", "Res5ROIHeads"],
+        ["MODEL.RPN.SMOOTH_L1_BETA", "0.2", "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", "0.5"],
+    ],
+    ids=lambda changes: " ".join(changes[::2]) or "plain",
+)
+def test_initialisation_losses_gradients_and_detections_are_equal(images, changes):
+    config = tiny_config(*changes)
+    ours, theirs = both(config)
+    assert_equal_states(ours, theirs)
+    batch = next(data.training_batches(images, config, 0, 0))
+    torch.manual_seed(5)
+    our_losses = ours(batch)
+    torch.manual_seed(5)
+    with EventStorage():
+        their_losses = theirs(their_batch(batch))
+    assert our_losses.keys() == their_losses.keys()
+    for name, value in our_losses.items():
+        assert torch.equal(value, their_losses[name]), name
+    sum(our_losses.values()).backward()
+    sum(their_losses.values()).backward()
+    gradients = {name: p.grad for name, p in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        assert (parameter.grad is None) == (gradients[name] is None), name
+        assert parameter.grad is None or torch.equal(parameter.grad, gradients[name]), name
+    assert_equal_detections(ours, theirs, batch)
+
+
+def assert_equal_detections(ours, theirs, batch):
+    for image in batch:
+        image.update(height=99, width=77)
+    with torch.no_grad():
+        for found, expected in zip(ours.eval()(batch), theirs.eval()(their_batch(batch))):
+            instances = expected["instances"]
+            assert torch.equal(found.boxes, instances.pred_boxes.tensor)
+            assert torch.equal(found.scores, instances.scores)
+            assert torch.equal(found.classes, instances.pred_classes)
+
+
+def test_one_hundred_training_steps_are_equal(images):
+    words = ("SOLVER.MAX_ITER", "100", "SOLVER.STEPS", "(60, 90)", "SOLVER.WARMUP_ITERS", "20")
+    config = tiny_config(*words)
+    ours, theirs = both(config)
+    our_optimizer = build_optimizer(config.SOLVER, ours)
+    their_optimizer = build_their_optimizer(their_config(config), theirs)
+    schedule = build_schedule(config.SOLVER)
+    their_scheduler = build_lr_scheduler(their_config(config), their_optimizer)
+    batches = islice(data.training_batches(images, config, 0, 0), STEPS)
+    with EventStorage():
+        for step, batch in enumerate(batches):
+            rate = set_learning_rate(our_optimizer, config.SOLVER, schedule, step)
+            assert rate == their_optimizer.param_groups[0]["lr"]
+            torch.manual_seed(step)
+            our_loss = sum(ours(batch).values())
+            torch.manual_seed(step)
+            their_loss = sum(theirs(their_batch(batch)).values())
+            assert our_loss.item() == pytest.approx(their_loss.item(), rel=1e-5), step
+            for loss, optimizer in ((our_loss, our_optimizer), (their_loss, their_optimizer)):
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            their_scheduler.step()
+    assert step == STEPS - 1
+    assert_equal_states(ours, theirs)
+
+
+@pytest.mark.parametrize("benchmark", ["voc", "mini_voc"])
+def test_every_iterations_learning_rate_is_equal(benchmark):
+    config = load_config(find_config(benchmark))
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    ours, theirs = (torch.optim.SGD([parameter], lr=config.SOLVER.BASE_LR) for _ in range(2))
+    schedule, scheduler = (
+        build_schedule(config.SOLVER),
+        build_lr_scheduler(their_config(config), theirs),
+    )
+    for iteration in range(config.SOLVER.MAX_ITER):
+        rate = set_learning_rate(ours, config.SOLVER, schedule, iteration)
+        assert rate == theirs.param_groups[0]["lr"], iteration
+        theirs.step()
+        scheduler.step()
+
+
+def test_annotations_are_read_as_detectron2_reads_them(images):
+    folder = images[0].file.parent.parent
+    theirs = load_voc_instances(str(folder), "trainval", ["disk", "square", "triangle", "cross"])
+    for image, record in zip(images, theirs, strict=True):
+        assert (str(image.file), image.image_id) == (record["file_name"], record["image_id"])
+        assert (image.height, image.width) == (record["height"], record["width"])
+        for ours, expected in zip(image.objects, record["annotations"], strict=True):
+            assert ours.category == expected["category_id"]
+            x0, y0, x1, y1 = ours.box
+            assert [x0 - 1, y0 - 1, x1, y1] == expected["bbox"]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("short_side", [48, 90, 131])
+def test_samples_are_what_the_mapper_gives(images, short_side, flip):
+    config = tiny_config("INPUT.MIN_SIZE_TRAIN", f"({short_side},)")
+    mapper = DatasetMapper(their_config(config), is_train=True)
+    flips = T.RandomFlip(prob=1.0 if flip else 0.0)
+    mapper.augmentations = T.AugmentationList([mapper.augmentations.augs[0], flips])
+    folder = images[0].file.parent.parent
+    records = load_voc_instances(str(folder), "trainval", ["disk", "square", "triangle", "cross"])
+    for image, record in zip(images, records):
+        ours, theirs = data.augmented(image, config, short_side, flip), mapper(record)
+        assert torch.equal(ours["image"], theirs["image"])
+        assert torch.equal(ours["target"].boxes, theirs["instances"].gt_boxes.tensor)
+        assert torch.equal(ours["target"].classes, theirs["instances"].gt_classes)
+
+
+def test_test_images_are_what_the_mapper_gives(images):
+    config = tiny_config("INPUT.FORMAT", "BGR")
+    mapper = DatasetMapper(their_config(config), is_train=False)
+    for image in images:
+        record = {"file_name": str(image.file), "height": image.height, "width": image.width}
+        assert torch.equal(data.test_sample(image, config)["image"], mapper(record)["image"])
+        theirs = detection_utils.read_image(str(image.file), "RGB")
+        assert np.asarray(theirs).shape == (image.height, image.width, 3)
