@@ -151,6 +151,7 @@ class Trainer(DefaultTrainer):
         return model.module if isinstance(model, DistributedDataParallel) else model
 
     def build_model(self, cfg: CfgNode) -> nn.Module:
+        """The model, with every tensor of its backbone proven to be the pickle's."""
         model = build_model(cfg)
         if self.backbone:
             load_backbone(model, self.backbone)
@@ -158,6 +159,7 @@ class Trainer(DefaultTrainer):
         return model
 
     def build_train_loader(self, cfg: CfgNode) -> Any:
+        """Detectron2's loader, continuing the data order where the checkpoint left it."""
         dataset = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
@@ -168,19 +170,23 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Detectron2's loader, naming files that cannot be read."""
         return build_detection_test_loader(cfg, dataset_name, _Mapper(cfg, False))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> "_Evaluator":
+        """The VOC evaluator."""
         return _Evaluator(dataset_name)
 
     def build_hooks(self) -> list[HookBase]:
+        """The usual hooks, this project's checkpoints in the place of Detectron2's."""
         usual = [h for h in super().build_hooks() if not isinstance(h, hooks.PeriodicCheckpointer)]
         before_evaluation = [isinstance(hook, hooks.EvalHook) for hook in usual].index(True)
         usual.insert(before_evaluation, _Checkpoints())
         return usual
 
     def build_writers(self) -> list[EventWriter]:
+        """The console's line and the files that all stages write."""
         return [CommonMetricPrinter(self.max_iter), _Writer(self.folder, self.first, self.max_iter)]
 
     def finish(self) -> dict[str, float]:
@@ -200,6 +206,7 @@ class _Checkpoints(HookBase):
     """Saves after precise batch norm and before the evaluation; stops when asked to."""
 
     def after_step(self) -> None:
+        """Save when due or asked to stop."""
         trainer = self.trainer
         done, solver = trainer.iter + 1, trainer.cfg.SOLVER
         flag = torch.tensor(float(bool(trainer.stop)), device=trainer.cfg.MODEL.DEVICE)
