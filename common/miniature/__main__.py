@@ -15,7 +15,7 @@ from common.miniature.imagenet import write_imagenet
 from common.miniature.voc import write_voc
 from common.run_folder import DONE
 
-FORMAT = 1  # counts changes of what is generated
+FORMAT = 2  # counts changes of what is generated
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ def write_cityscapes(root: Path, seed: int) -> None:
         truths.mkdir(parents=True)
         for index in range(count):
             random = image_random(seed, f"cityscapes/{split}/{city}", index)
-            scene = make_scene(random, HEIGHT, WIDTH, some_things(random, 7, (10, 30)))
+            scene = make_scene(random, HEIGHT, WIDTH, some_things(random, 7, (12, 30)))
             name = f"{city}_{index:06d}_000019"
             save_png(images / f"{name}_leftImg8bit.png", scene.image)
             _write_truth(truths / f"{name}_gtFine", scene.things)

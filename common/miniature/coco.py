@@ -23,7 +23,7 @@ def write_coco(root: Path, seed: int) -> None:
         for index in range(count):
             random = image_random(seed, f"coco/{split}", index)
             height, width = random.randint(120, 177, size=2).tolist()
-            wanted = some_things(random, 5, (9, 28), crowd=index % _CROWD_EVERY == 7)
+            wanted = some_things(random, 5, (12, 30), crowd=index % _CROWD_EVERY == 7)
             wanted = [] if index % _EMPTY_EVERY == 20 else wanted
             scene = make_scene(random, height, width, wanted)
             image_id = first_id + index

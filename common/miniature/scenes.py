@@ -10,9 +10,13 @@ from common.miniature.textures import ANGLES, clouds, ramp, rotated_grid, textur
 
 KINDS = ("disk", "square", "triangle", "cross")
 
-_BACKGROUND_CONTRAST = (16, 64)
-_THING_CONTRAST = (48, 128)
+# (from, below) of the first colour's levels and of its distance to the second. Backgrounds are
+# duller than things, as a rule; which kind a thing is shows in its shape alone.
+_BACKGROUND = ((80, 176), (4, 28))
+_THING = ((0, 256), (16, 64))
+_TILT = ANGLES // 16  # things stand upright, more or less
 _SMALLEST = 48  # pixels that must show of a thing
+_SHOWS = 70  # percent of a thing that must show
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def _place(random: np.random.RandomState, free: np.ndarray, want: Wanted) -> Thi
     for _ in range(10):
         whole = _outline(random, free.shape, want)
         visible = whole & free
-        if visible.sum() >= max(_SMALLEST, whole.sum() * 2 // 5):
+        if visible.sum() >= max(_SMALLEST, whole.sum() * _SHOWS // 100):
             return Thing(want.kind, whole, visible, want.crowd)
     return None
 
@@ -119,8 +123,8 @@ def _shape(
     centre: tuple[int, int],
     radius: int,
 ) -> np.ndarray:
-    u, v = rotated_grid(height, width, int(random.randint(ANGLES)), centre)
-    u = u * int(random.randint(256, 340)) // 256  # narrower by up to a quarter
+    u, v = rotated_grid(height, width, int(random.randint(-_TILT, _TILT + 1)), centre)
+    u = u * int(random.randint(256, 308)) // 256  # narrower by up to a quarter
     r = radius * 256
     match KINDS[kind]:
         case "disk":
@@ -143,10 +147,10 @@ def _paint(
         shaded = _shifted(thing.whole, shadow)
         canvas[shaded] = canvas[shaded] * 5 >> 3
         left, top, right, bottom = _box(thing.whole)
-        surface = texture(random, bottom - top, right - left, _THING_CONTRAST)
+        surface = texture(random, bottom - top, right - left, *_THING)
         mask = thing.whole[top:bottom, left:right]
         canvas[top:bottom, left:right][mask] = surface[mask]
-    bright = random.randint(110, 340, size=2)
+    bright = random.randint(150, 340, size=2)
     tint = random.randint(230, 283, size=3)
     light = bright[0] + ((bright[1] - bright[0]) * ramp(random, height, width) >> 8)
     lamp = (light[..., None] * tint >> 8).astype(np.int32)
@@ -156,8 +160,8 @@ def _paint(
 
 def _background(random: np.random.RandomState, height: int, width: int) -> np.ndarray:
     """Two surfaces that meet at a wavy line."""
-    first = texture(random, height, width, _BACKGROUND_CONTRAST)
-    second = texture(random, height, width, _BACKGROUND_CONTRAST)
+    first = texture(random, height, width, *_BACKGROUND)
+    second = texture(random, height, width, *_BACKGROUND)
     border = 64 + int(random.randint(128))
     side = ramp(random, height, width) * 7 // 8 + clouds(random, height, width, 24) // 8
     return np.where((side < border)[..., None], first, second)

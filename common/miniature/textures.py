@@ -38,14 +38,18 @@ def ramp(random: np.random.RandomState, height: int, width: int) -> np.ndarray:
 
 
 def texture(
-    random: np.random.RandomState, height: int, width: int, contrast: tuple[int, int]
+    random: np.random.RandomState,
+    height: int,
+    width: int,
+    colours: tuple[int, int],
+    contrast: tuple[int, int],
 ) -> np.ndarray:
     """A random surface (H,W,3) int32, 0 to 255: a pattern between two random colours.
 
     The colours differ by contrast[0] to contrast[1] - 1 levels in each channel.
     """
     level = _pattern(random, height, width).astype(np.int32)
-    colour = random.randint(256, size=3).astype(np.int32)
+    colour = random.randint(*colours, size=3).astype(np.int32)
     change = random.randint(*contrast, size=3).astype(np.int32)
     change = np.where(colour < 128, change, -change)
     return colour + (level[..., None] * change >> 8)

@@ -10,11 +10,11 @@ from common.miniature.scenes import KINDS, Scene, Thing, image_random, make_scen
 
 TRAINVAL_IMAGES, TEST_IMAGES = 300, 100
 VOID = 255
-_DIFFICULT_BELOW = 50  # percent visible
+_DIFFICULT_BELOW = 80  # percent visible
 
 
 def write_voc(root: Path, seed: int) -> None:
-    """Write VOC2007/ under `root`: one to five things in images of about 160 pixels."""
+    """Write VOC2007/ under `root`: one to four things in images of about 160 pixels."""
     folder = root / "VOC2007"
     for name in ("Annotations", "JPEGImages", "SegmentationClass", "SegmentationObject"):
         (folder / name).mkdir(parents=True)
@@ -23,7 +23,7 @@ def write_voc(root: Path, seed: int) -> None:
         for index in range(count):
             random = image_random(seed, f"voc/{split}", index)
             height, width = int(random.randint(128, 169)), int(random.randint(144, 177))
-            scene = make_scene(random, height, width, some_things(random, 5, (9, 28)))
+            scene = make_scene(random, height, width, some_things(random, 4, (14, 30)))
             name = f"{first + index:06d}"
             _write_image(folder, name, scene)
             scenes[name] = scene.things
