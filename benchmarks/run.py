@@ -76,11 +76,12 @@ def run_benchmark(request: Request, stop: StopRequest) -> None:
     if distributed.on_main(lambda: claim(folder, what, config.dump())):
         print(f"{folder}: already finished, nothing to do")
         return
+    if distributed.is_main():
+        _begin_attempt(folder)
     set_up_logging(folder, distributed.is_main())
     log.info("%s, row %s, seed %d, %s engine, in %s", name, row, request.seed, engine_name, folder)
     if distributed.is_main():
         write_json(folder / "env.json", describe_environment())
-        _begin_attempt(folder)
     metrics = engine.run(config, backbone, request.seed, folder, device, stop)
     if metrics is None:
         reason = stop.requested_by or "another process"
@@ -178,11 +179,9 @@ def _describe(device: torch.device) -> str:
 
 def _begin_attempt(folder: Path) -> None:
     """Note the start; a killed attempt before it ended when it last logged something."""
-    file = folder / "attempts.jsonl"
-    last_sign_of_life = max(
-        (path.stat().st_mtime for path in folder.glob("*.jsonl") if path != file), default=None
-    )
-    with file.open("a") as attempts:
+    logged = folder / "log.txt"
+    last_sign_of_life = logged.stat().st_mtime if logged.exists() else None
+    with (folder / "attempts.jsonl").open("a") as attempts:
         line = {"started": time.time(), "previous_ended": last_sign_of_life}
         attempts.write(json.dumps(line) + "\n")
 

@@ -16,6 +16,7 @@ from benchmark_fixtures import (
 )
 
 from benchmarks.__main__ import main
+from benchmarks.run import find_engine
 from common.errors import UserError
 
 
@@ -126,3 +127,13 @@ def test_help_names_every_choice(capsys, monkeypatch):
     assert exit_.value.code == 0
     for word in ("--weights", "--row", "--engine", "--seed", "--output", "KEY VALUE", "mini_voc"):
         assert word in text
+
+
+def test_without_detectron2_auto_is_torchvision_and_asking_for_it_is_explained(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("detectron2")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "benchmarks.detectron2_engine", raising=False)
+    monkeypatch.setitem(sys.modules, "detectron2", None)
+    assert find_engine("auto")[0] == "torchvision"
+    with pytest.raises(UserError, match="Detectron2 is not importable.*--engine torchvision"):
+        find_engine("detectron2")

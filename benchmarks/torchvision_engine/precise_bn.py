@@ -18,21 +18,21 @@ from common import distributed
 def precise_statistics(
     model: nn.Module, images: list[VocImage], config: Any, seed: int
 ) -> Iterator[None]:
-    """Inside the block the model's batch norms hold precise statistics; training's come back after.
+    """Inside the block the batch norms hold precise statistics; training's come back after.
 
     So an evaluation changes nothing in the training that goes on. `seed` decides the batches.
     """
     settings = config.TEST.PRECISE_BN
     model.train()
-    layers = get_bn_modules(model) if settings.ENABLED else []
+    layers = get_bn_modules(model)
     before = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in layers]
     counts = [layer.num_batches_tracked.clone() for layer in layers]
-    if layers:
+    if layers and settings.ENABLED:
         torch.manual_seed(seed)  # the losses' sampling, which runs along
         batches = training_batches(images, config, seed, first=0)
         with torch.no_grad():
             update_bn_stats(model, islice(batches, settings.NUM_ITER), settings.NUM_ITER)
-        _average_over_processes(layers)
+    _average_over_processes(layers)
     yield
     for layer, (mean, variance), count in zip(layers, before, counts):
         layer.running_mean, layer.running_var = mean, variance

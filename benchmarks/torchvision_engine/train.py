@@ -6,7 +6,7 @@ FOLDER/
   model_final.pth                 the evaluated model; Detectron2 loads it too
 
 An iteration is a pure function of the checkpoint before it and of (seed, iteration, process), its
-random draws included, so nothing else has to be saved.
+random draws included, so nothing else has to be saved. (On a CPU: a GPU adds up in varying order.)
 """
 
 import logging
