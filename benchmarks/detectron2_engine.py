@@ -272,7 +272,7 @@ class _Writer(EventWriter):
     """Detectron2's records in the files that all stages write."""
 
     def __init__(self, folder: Path, first: int, last: int) -> None:
-        self.metrics = Metrics(folder, first + 1)
+        self.metrics = Metrics(folder, first)
         self.last = last
 
     def write(self) -> None:

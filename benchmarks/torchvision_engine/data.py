@@ -166,10 +166,13 @@ def _slot_sample(images: list[VocImage], config: Any, seed: int, slot: Slot) -> 
 def _load(
     sample: Callable[[Any], Image], batches: Iterable[list[Any]], config: Any
 ) -> Iterator[list[Image]]:
+    workers = config.DATALOADER.NUM_WORKERS
     loader: DataLoader = DataLoader(
         _Samples(sample),
         batch_sampler=batches,
-        num_workers=config.DATALOADER.NUM_WORKERS,
+        num_workers=workers,
+        # A worker must be this process's own child for the kernel to end it with its parent.
+        multiprocessing_context="fork" if workers else None,
         collate_fn=list,
         worker_init_fn=set_up_worker,
         pin_memory=config.MODEL.DEVICE == "cuda",

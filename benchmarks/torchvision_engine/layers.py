@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from fvcore.nn import weight_init
 from torch import nn
 
-STAGE_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+from common.resnet import STAGE_BLOCKS
 
 
 class FrozenBatchNorm(nn.Module):

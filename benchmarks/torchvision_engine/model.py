@@ -15,10 +15,11 @@ from torch import nn
 from torchvision.ops import clip_boxes_to_image
 
 from benchmarks.torchvision_engine.boxes import Detections, Target
-from benchmarks.torchvision_engine.layers import NORMS, STAGE_BLOCKS, ResNet
+from benchmarks.torchvision_engine.layers import NORMS, ResNet
 from benchmarks.torchvision_engine.roi_heads import Res5Heads
 from benchmarks.torchvision_engine.rpn import RPN, Size
 from common.errors import UserError
+from common.resnet import STAGE_BLOCKS
 
 
 class Image(TypedDict, total=False):

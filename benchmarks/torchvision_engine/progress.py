@@ -23,7 +23,7 @@ class Progress:
     def __init__(self, folder: Path, first: int, last: int, batch_size: int) -> None:
         """Iterations `first` to `last` - 1 will follow, with `batch_size` images in all."""
         self.sums: torch.Tensor | None = None
-        self.metrics = Metrics(folder, first + 1) if distributed.is_main() else None
+        self.metrics = Metrics(folder, first) if distributed.is_main() else None
         self.last, self.batch_size = last, batch_size
         self._start_window()
 
