@@ -135,5 +135,5 @@ def test_without_detectron2_auto_is_torchvision_and_asking_for_it_is_explained(m
     monkeypatch.delitem(sys.modules, "benchmarks.detectron2_engine", raising=False)
     monkeypatch.setitem(sys.modules, "detectron2", None)
     assert find_engine("auto")[0] == "torchvision"
-    with pytest.raises(UserError, match="Detectron2 is not importable.*--engine torchvision"):
+    with pytest.raises(UserError, match=r"Detectron2 is not importable.*--engine torchvision"):
         find_engine("detectron2")
