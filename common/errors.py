@@ -1,6 +1,7 @@
 """Mistakes a user can mend, and how every command reports them: one line, exit code 2."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -31,6 +32,9 @@ def run_command(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         _fail(str(error))
+    except BrokenPipeError:  # the reader of what this prints has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
         if error.errno not in _FILE_SYSTEM_ADVICE:
             raise
