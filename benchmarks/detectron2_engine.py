@@ -75,6 +75,8 @@ def run(
     """
     register_datasets()
     if distributed.world_size() > 1:
+        if device.type == "cpu":
+            raise UserError("Detectron2 needs GPUs for several processes: --engine torchvision")
         comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     # The errors below say what a trace in the log would say at length.
     logging.getLogger("detectron2.engine.train_loop").addFilter(lambda line: not line.exc_info)
