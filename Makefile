@@ -18,7 +18,7 @@ demo: setup
 	$(PY) run_all.py --pretrain MINI --output runs/demo --cluster local
 
 test: setup
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses auto --dist loadfile
 
 lint: setup
 	$(PY) -m ruff format --check .
