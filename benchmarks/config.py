@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from fvcore.common.config import CfgNode
 
 from common.errors import UserError, did_you_mean
-from common.files import fingerprint
+from common.files import fingerprint, read_yaml
 
 FOLDER = Path(__file__).parent.parent / "configs" / "benchmarks"
 SHORT_NAMES = {"voc": "voc_r50_c4_24k", "mini_voc": "mini_voc_r50_c4"}
@@ -53,11 +52,6 @@ def load_config(file: Path, overrides: Sequence[str] = ()) -> CfgNode:
     return config
 
 
-def to_plain(node: CfgNode) -> dict[str, Any]:
-    """The configuration as nested dictionaries of plain types."""
-    return yaml.safe_load(node.dump())
-
-
 def identity(config: CfgNode) -> dict[str, Any]:
     """The part of the configuration that decides a result: all but the launch settings."""
     return {key: value for key, value in _items(config) if key not in _LAUNCH_KEYS}
@@ -69,25 +63,13 @@ def config_sha256(config: CfgNode) -> str:
 
 
 def _load_chain(file: Path) -> CfgNode:
-    content = _read_yaml(file)
+    content = read_yaml(file)
     base = content.pop("_BASE_", None)
     if base is None:
         return CfgNode(content)
     config = _load_chain(file.parent / base)
     _merge(config, content, str(file))
     return config
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such configuration file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: expected a mapping of keys to values")
-    return content
 
 
 def _merge(config: CfgNode, changes: dict[str, Any], source: str) -> None:

@@ -8,11 +8,11 @@ from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from common.errors import UserError, did_you_mean
+from common.files import read_yaml
 
 Schema = TypeVar("Schema")
 
@@ -41,7 +41,7 @@ def load_config(schema: type[Schema], file: Path | None, overrides: Sequence[str
     """
     config = _writable(OmegaConf.structured(schema))
     if file is not None:
-        config = _merge(config, _read_yaml(file), str(file))
+        config = _merge(config, OmegaConf.create(read_yaml(file)), str(file))
     for word in overrides:
         if "=" not in word:
             raise UserError(f"{word!r}: settings are written key=value, for example optim.lr=0.03")
@@ -61,18 +61,6 @@ def _writable(config: DictConfig) -> DictConfig:
         if OmegaConf.is_dict(config[key]):
             _writable(config[key])
     return config
-
-
-def _read_yaml(file: Path) -> DictConfig:
-    try:
-        loaded = OmegaConf.load(file)
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such configuration file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not valid YAML: {error}") from None
-    if not isinstance(loaded, DictConfig):
-        raise UserError(f"{file}: expected a mapping of keys to values")
-    return loaded
 
 
 def _merge(config: DictConfig, changes: DictConfig, source: str) -> DictConfig:

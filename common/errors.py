@@ -12,6 +12,7 @@ _FILE_SYSTEM_ADVICE = {
     errno.EACCES: "no permission: choose another folder or change its permissions",
     errno.EPERM: "not permitted: choose another folder or change its permissions",
     errno.EROFS: "the file system is read-only: choose another folder",
+    errno.EISDIR: "this is a folder: a file is needed",
     errno.ENOTDIR: "a part of this path is a file, not a folder: choose another path",
 }
 

@@ -23,7 +23,8 @@ def set_up_logging(folder: Path | None, main_process: bool = True) -> None:
     """Log to the console and, in `folder`, to log.txt; other processes only warn."""
     console: logging.Handler
     if sys.stdout.isatty():
-        console = RichHandler(show_path=False, rich_tracebacks=False)
+        console = RichHandler(show_path=False, log_time_format="%H:%M:%S")
+        console.setFormatter(logging.Formatter("%(message)s"))
     else:
         console = logging.StreamHandler()
         console.setFormatter(_PLAIN)

@@ -43,11 +43,6 @@ def mark_done(folder: Path, identity: dict[str, Any], **facts: Any) -> None:
     write_json(folder / DONE, {"fingerprint": fingerprint(identity), **facts})
 
 
-def is_done(folder: Path) -> bool:
-    """Whether the stage that owns `folder` has finished."""
-    return (folder / DONE).exists()
-
-
 def _refuse_other(folder: Path, theirs: Any, ours: Any) -> None:
     difference = _first_difference(theirs, ours)
     if difference:

@@ -5,10 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from common.errors import UserError
-from common.files import fingerprint, sha256_of
+from common.files import fingerprint, read_yaml, sha256_of
 
 # Where and how fast a stage runs, never what it computes.
 _LAUNCH_KEYS = ("launch", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD")
@@ -56,14 +53,7 @@ def read_settings(file: Path) -> dict[str, Any]:
 
     Raises UserError when a file is missing or is not a mapping.
     """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such configuration file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: expected a mapping of keys to values")
+    content = read_yaml(file)
     base = content.pop("_BASE_", None)
     settings = read_settings(file.parent / base) if base else {}
     settings.update(_dotted(content))
