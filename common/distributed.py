@@ -1,6 +1,7 @@
 """One process, torchrun, or SLURM tasks: found from the environment, used through functions."""
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -55,17 +56,24 @@ def is_main() -> bool:
 
 
 def on_main(action: Callable[[], Result]) -> Result:
-    """Run `action` in the main process; every process gets its result, or its UserError."""
-    outcome: list[Any] = [None, None]
+    """Run `action` in the main process and give its result to every process.
+
+    When it fails there with a UserError or OSError, the others leave with exit code 2: the main
+    process says why.
+    """
+    result, error = None, None
     if is_main():
         try:
-            outcome[0] = action()
-        except UserError as error:
-            outcome[1] = str(error)
+            result = action()
+        except (UserError, OSError) as raised:
+            error = raised
+    outcome: list[Any] = [result, error is None]
     if world_size() > 1:
         dist.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise UserError(outcome[1])
+    if error is not None:
+        raise error
+    if not outcome[1]:
+        sys.exit(2)
     return outcome[0]
 
 

@@ -67,9 +67,7 @@ def build_run(config: PretrainConfig, folder: Path, device: torch.device, files:
 
 
 def save(run: Run) -> None:
-    """Checkpoint everything that the next step depends on."""
-    if not distributed.is_main():
-        return
+    """Checkpoint everything that the next step depends on; every process waits for it."""
     state = {
         "format": FORMAT,
         "step": run.step,
@@ -78,7 +76,8 @@ def save(run: Run) -> None:
         "optimizer": run.optimizer.state_dict(),
         "config": run.config.identity(),
     }
-    path = save_checkpoint(run.folder / "checkpoints", run.step, state, run.config.launch.keep)
+    folder, keep = run.folder / "checkpoints", run.config.launch.keep
+    path = distributed.on_main(lambda: save_checkpoint(folder, run.step, state, keep))
     log.info("saved %s", path)
 
 
