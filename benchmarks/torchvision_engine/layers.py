@@ -78,7 +78,10 @@ class Stem(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3, 1×1 with a shortcut; the stride sits on the 3×3 unless `stride_in_1x1`."""
+    """1×1, 3×3, 1×1 with a shortcut; the stride sits on the 3×3 unless `stride_in_1x1`.
+
+    The 3×3 samples its input `dilation` pixels apart.
+    """
 
     def __init__(
         self,
@@ -89,6 +92,7 @@ class Bottleneck(nn.Module):
         groups: int,
         norm: str,
         stride_in_1x1: bool,
+        dilation: int,
     ) -> None:
         super().__init__()
         self.shortcut = None
@@ -96,7 +100,8 @@ class Bottleneck(nn.Module):
             self.shortcut = ConvNorm(in_channels, out_channels, 1, norm, stride=stride)
         first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = ConvNorm(in_channels, width, 1, norm, stride=first)
-        self.conv2 = ConvNorm(width, width, 3, norm, stride=second, padding=1, groups=groups)
+        spread = {"padding": dilation, "dilation": dilation}
+        self.conv2 = ConvNorm(width, width, 3, norm, stride=second, groups=groups, **spread)
         self.conv3 = ConvNorm(width, out_channels, 1, norm)
         for layer in (self.conv1, self.conv2, self.conv3, self.shortcut):
             if layer is not None:
@@ -110,12 +115,15 @@ class Bottleneck(nn.Module):
         return F.relu_(out)
 
 
-def build_stage(resnets: Any, stage: int) -> nn.Sequential:
-    """Stage res`stage` (2 to 5) of the trunk that MODEL.RESNETS describes."""
+def build_stage(resnets: Any, stage: int, dilation: int = 1) -> nn.Sequential:
+    """Stage res`stage` (2 to 5) of the trunk that MODEL.RESNETS describes.
+
+    A dilated stage keeps its input's resolution: its convolutions reach as far without the stride.
+    """
     scale = 2 ** (stage - 2)
     out_channels = resnets.RES2_OUT_CHANNELS * scale
     in_channels = resnets.STEM_OUT_CHANNELS if stage == 2 else out_channels // 2
-    stride = 1 if stage == 2 else 2
+    stride = 1 if stage == 2 or dilation > 1 else 2
     blocks = []
     for _ in range(STAGE_BLOCKS[resnets.DEPTH][stage - 2]):
         block = Bottleneck(
@@ -126,6 +134,7 @@ def build_stage(resnets: Any, stage: int) -> nn.Sequential:
             resnets.NUM_GROUPS,
             resnets.NORM,
             resnets.STRIDE_IN_1X1,
+            dilation,
         )
         blocks.append(block)
         in_channels, stride = out_channels, 1
@@ -136,17 +145,18 @@ class ResNet(nn.Module):
     """The trunk up to its last wanted stage: images (B,3,H,W) → {"res4": (B,C,H/16,W/16), ...}.
 
     The first `freeze_at` stages (1: stem, 2: stem and res2, ...) get fixed weights and statistics.
+    `dilations` are those of res4 and res5; each above 1 halves the strides from there on.
     """
 
-    def __init__(self, resnets: Any, freeze_at: int) -> None:
+    def __init__(self, resnets: Any, freeze_at: int, dilations: tuple[int, int] = (1, 1)) -> None:
         super().__init__()
         self.out_features = list(resnets.OUT_FEATURES)
         self.stem = Stem(resnets.STEM_OUT_CHANNELS, resnets.NORM)
         last = max(int(name.removeprefix("res")) for name in self.out_features)
         self.stages = [f"res{stage}" for stage in range(2, last + 1)]
         # All four stages are drawn, as Detectron2 does, for equal weights from equal seeds.
-        for stage in range(2, 6):
-            blocks = build_stage(resnets, stage)
+        for stage, dilation in enumerate((1, 1, *dilations), start=2):
+            blocks = build_stage(resnets, stage, dilation)
             if stage <= last:
                 self.add_module(f"res{stage}", blocks)
         for name in ["stem", *self.stages][:freeze_at]:

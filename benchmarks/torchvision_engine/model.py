@@ -4,7 +4,8 @@
     proposal_generator.rpn_head              proposals        rpn.py
     roi_heads.res5  roi_heads.box_predictor  classes, boxes   roi_heads.py
 
-Built for the C4 detector; `build_model` is where FPN and segmentation models join.
+Built for the C4 detector; `build_model` is where FPN models join. The other model that it knows,
+the semantic segmentor, is in semseg.py.
 """
 
 from typing import Any, TypedDict
@@ -18,6 +19,7 @@ from benchmarks.torchvision_engine.boxes import Detections, Target
 from benchmarks.torchvision_engine.layers import NORMS, ResNet
 from benchmarks.torchvision_engine.roi_heads import Res5Heads
 from benchmarks.torchvision_engine.rpn import RPN, Size
+from benchmarks.torchvision_engine.semseg import SemanticSegmentor, supported_choices
 from common.errors import UserError
 from common.resnet import STAGE_BLOCKS
 
@@ -92,6 +94,10 @@ def build_model(config: Any) -> nn.Module:
     Raises UserError for what this engine does not build.
     """
     model = config.MODEL
+    # The detectors' configurations do not hold this key: they are all Detectron2's default.
+    if model.get("META_ARCHITECTURE") == "SemanticSegmentor":
+        require(supported_choices(model))
+        return SemanticSegmentor(config)
     known: dict[str, tuple[Any, list[Any]]] = {
         "MODEL.ROI_HEADS.NAME": (model.ROI_HEADS.NAME, ["Res5ROIHeads", "Res5ROIHeadsExtraNorm"]),
         "MODEL.MASK_ON": (model.MASK_ON, [False]),
@@ -99,10 +105,15 @@ def build_model(config: Any) -> nn.Module:
         "MODEL.RESNETS.DEPTH": (model.RESNETS.DEPTH, list(STAGE_BLOCKS)),
         "MODEL.RESNETS.OUT_FEATURES": (list(model.RESNETS.OUT_FEATURES), [["res4"]]),
     }
+    require(known)
+    return C4Detector(config)
+
+
+def require(known: dict[str, tuple[Any, list[Any]]]) -> None:
+    """Raise UserError for a key whose value is none of those that this engine builds."""
     for key, (value, choices) in known.items():
         if value not in choices:
             raise UserError(
                 f"{key} is {value}: the torchvision engine builds {choices} "
                 "(--engine detectron2 runs any configuration)"
             )
-    return C4Detector(config)

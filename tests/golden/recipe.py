@@ -34,14 +34,20 @@ def fill(name, shape):
         gain = 0.3 if "conv3.norm" in name else 1.0
         value = gain * (1 + 0.1 * random.standard_normal(shape))
     else:
-        gains = {"objectness_logits": 4.0, "anchor_deltas": 0.1, "cls_score": 8.0, "bbox_pred": 1.0}
+        gains = {
+            "objectness_logits": 4.0,
+            "anchor_deltas": 0.1,
+            "cls_score": 8.0,
+            "bbox_pred": 1.0,
+            "predictor": 4.0,
+        }
         gain = gains.get(name.split(".")[-2], 2.0)
         value = np.sqrt(gain / np.prod(shape[1:])) * random.standard_normal(shape)
     return torch.from_numpy(np.asarray(value, np.float32))
 
 
 def state(spec):
-    """The state dict that a c4*_state_spec.json describes."""
+    """The state dict that a *_state_spec.json describes."""
     shapes = json.loads((FOLDER / spec).read_text())
     return {name: fill(name, shape) for name, (shape, _) in shapes.items()}
 
