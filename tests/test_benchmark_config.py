@@ -27,6 +27,14 @@ def test_voc_is_the_published_protocol():
     assert list(config.DATASETS.TRAIN) == ["voc_2007_trainval", "voc_2012_trainval"]
 
 
+def test_the_pyramids_base_is_mask_rcnn_with_norms_everywhere():
+    model = load_config(FOLDER / "base_rcnn_fpn.yaml").MODEL
+    assert model.MASK_ON
+    assert (model.ROI_BOX_HEAD.NUM_CONV, model.ROI_BOX_HEAD.NUM_FC) == (4, 1)
+    for part in (model.RESNETS, model.FPN, model.ROI_BOX_HEAD, model.ROI_MASK_HEAD):
+        assert part.NORM == "SyncBN"
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_file_loads_and_says_what_it_is(file):
     load_config(file)

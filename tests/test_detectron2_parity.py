@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from benchmark_fixtures import tiny_config, write_tiny_voc
+from golden import recipe
 
 from benchmarks.config import FOLDER, find_config, load_config
 from benchmarks.torchvision_engine import data
@@ -25,7 +26,7 @@ from detectron2.data.datasets.pascal_voc import load_voc_instances
 from detectron2.modeling import build_model as build_theirs
 from detectron2.solver import build_lr_scheduler
 from detectron2.solver import build_optimizer as build_their_optimizer
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 from benchmarks import detectron2_engine
@@ -55,6 +56,37 @@ BASE_C4 = {
     "MODEL.RPN.POST_NMS_TOPK_TEST": 1000,
     "MODEL.RPN.PRE_NMS_TOPK_TEST": 6000,
 }
+# The same for a pyramid and Base-RCNN-FPN.yaml: masks, four convolutions and a linear layer.
+DIFFERENT_FPN = {
+    *(DIFFERENT - {"MODEL.ROI_HEADS.NAME"}),
+    "MODEL.MASK_ON",
+    "MODEL.FPN.NORM",
+    "MODEL.ROI_BOX_HEAD.NUM_CONV",
+    "MODEL.ROI_BOX_HEAD.NUM_FC",
+    "MODEL.ROI_BOX_HEAD.NORM",
+    "MODEL.ROI_MASK_HEAD.NORM",
+}
+STAGES, LEVELS = ("res2", "res3", "res4", "res5"), ("p2", "p3", "p4", "p5", "p6")
+BASE_FPN = {
+    **{key: v for key, v in BASE_C4.items() if not key.startswith("MODEL")},
+    "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+    "MODEL.RESNETS.OUT_FEATURES": STAGES,
+    "MODEL.FPN.IN_FEATURES": STAGES,
+    "MODEL.ANCHOR_GENERATOR.SIZES": ((32,), (64,), (128,), (256,), (512,)),
+    "MODEL.RPN.IN_FEATURES": LEVELS,
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 2000,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 1000,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 1000,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 1000,
+    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+    "MODEL.ROI_HEADS.IN_FEATURES": LEVELS[:4],
+    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+    "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +106,17 @@ def flatten(node, prefix=""):
             yield prefix + key, tuple(value) if isinstance(value, list | tuple) else value
 
 
-def test_the_base_file_repeats_detectron2s_defaults():
-    theirs = {**dict(flatten(get_cfg())), **BASE_C4}
-    ours = dict(flatten(load_config(FOLDER / "base_rcnn_c4.yaml")))
+@pytest.mark.parametrize(
+    "name, base, meant",
+    [("base_rcnn_c4", BASE_C4, DIFFERENT), ("base_rcnn_fpn", BASE_FPN, DIFFERENT_FPN)],
+    ids=["c4", "fpn"],
+)
+def test_the_base_file_repeats_detectron2s_defaults(name, base, meant):
+    theirs = {**dict(flatten(get_cfg())), **base}
+    ours = dict(flatten(load_config(FOLDER / f"{name}.yaml")))
     assert ours.keys() <= theirs.keys()
     different = {key for key, value in ours.items() if plain(value) != plain(theirs[key])}
-    assert different == DIFFERENT
+    assert different == meant
 
 
 def plain(value):
@@ -106,6 +143,8 @@ def their_batch(batch):
         instances = Instances(tuple(image["image"].shape[-2:]))
         instances.gt_boxes = Boxes(image["target"].boxes)
         instances.gt_classes = image["target"].classes
+        if image["target"].polygons is not None:
+            instances.gt_masks = PolygonMasks(image["target"].polygons)
         result.append({"image": image["image"], "instances": instances, "height": 99, "width": 77})
     return result
 
@@ -142,6 +181,37 @@ def test_initialisation_losses_gradients_and_detections_are_equal(images, change
     ours, theirs = both(config)
     assert_equal_states(ours, theirs)
     batch = next(data.training_batches(images, config, 0, 0))
+    assert_equal_losses_and_gradients(ours, theirs, batch)
+    assert_equal_detections(ours, theirs, batch)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        ["MODEL.MASK_ON", "False"],
+        ["MODEL.FPN.NORM", "''", "MODEL.ROI_BOX_HEAD.NORM", "''", "MODEL.ROI_MASK_HEAD.NORM", "''"],
+        ["MODEL.ROI_BOX_HEAD.NUM_CONV", "0", "MODEL.ROI_BOX_HEAD.NUM_FC", "2"],
+        ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.BACKBONE.FREEZE_AT", "2"],
+    ],
+    ids=lambda changes: " ".join(changes[::2]) or "plain",
+)
+def test_a_pyramids_initialisation_losses_gradients_and_detections_are_equal(images, changes):
+    # An untrained model's scores are all alike: a low threshold gives detections to compare.
+    threshold = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.01")
+    config = load_config(recipe.FOLDER / "thin_fpn_mask.yaml", [*threshold, *changes])
+    ours, theirs = both(config)
+    assert_equal_states(ours, theirs)
+    batch = next(data.training_batches(images, config, 0, 0))
+    if config.MODEL.MASK_ON:
+        for image in batch:
+            polygons = [[recipe.polygon(box)] for box in image["target"].boxes.tolist()]
+            image["target"] = image["target"]._replace(polygons=polygons)
+    assert_equal_losses_and_gradients(ours, theirs, batch)
+    assert_equal_detections(ours, theirs, batch)
+
+
+def assert_equal_losses_and_gradients(ours, theirs, batch):
     torch.manual_seed(5)
     our_losses = ours(batch)
     torch.manual_seed(5)
@@ -156,7 +226,6 @@ def test_initialisation_losses_gradients_and_detections_are_equal(images, change
     for name, parameter in ours.named_parameters():
         assert (parameter.grad is None) == (gradients[name] is None), name
         assert parameter.grad is None or torch.equal(parameter.grad, gradients[name]), name
-    assert_equal_detections(ours, theirs, batch)
 
 
 def assert_equal_detections(ours, theirs, batch):
@@ -168,6 +237,8 @@ def assert_equal_detections(ours, theirs, batch):
             assert torch.equal(found.boxes, instances.pred_boxes.tensor)
             assert torch.equal(found.scores, instances.scores)
             assert torch.equal(found.classes, instances.pred_classes)
+            if instances.has("pred_masks"):
+                assert len(found.masks) and torch.equal(found.masks, instances.pred_masks)
 
 
 def test_one_hundred_training_steps_are_equal(images):

@@ -1,6 +1,7 @@
 """Benchmarks on stock torchvision, giving Detectron2's numbers.
 
 layers → rpn, roi_heads (boxes) → model      the detector, under Detectron2's names
+         fpn → standard_heads (masks) → model
 data, solver, precise_bn, progress → train   the run
 evaluate                                     the metrics
 """

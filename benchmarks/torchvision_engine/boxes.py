@@ -5,7 +5,10 @@ Boxes are (x0, y0, x1, y1) in pixels of the image that the network sees.
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+
+Polygons = list[np.ndarray]  # one object's outlines, each (2P,) float64: x0, y0, x1, y1, ...
 
 
 class Target(NamedTuple):
@@ -13,6 +16,11 @@ class Target(NamedTuple):
 
     boxes: torch.Tensor  # (G,4) float32
     classes: torch.Tensor  # (G,) int64, 0 to K-1
+    polygons: list[Polygons] | None = None  # G, where masks are trained
+
+    def to(self, device: torch.device) -> "Target":
+        """The same on `device`; polygons stay in the CPU's memory, where they are rasterised."""
+        return Target(self.boxes.to(device), self.classes.to(device), self.polygons)
 
 
 class Detections(NamedTuple):
@@ -21,6 +29,16 @@ class Detections(NamedTuple):
     boxes: torch.Tensor  # (D,4) float32
     scores: torch.Tensor  # (D,) float32
     classes: torch.Tensor  # (D,) int64
+
+
+class MaskDetections(NamedTuple):
+    """Detections with their masks."""
+
+    boxes: torch.Tensor
+    scores: torch.Tensor
+    classes: torch.Tensor
+    masks: torch.Tensor
+    """(D,M,M) probabilities within the box; once pasted, (D,H,W) bool in the image."""
 
 
 def subsample(

@@ -53,13 +53,13 @@ NORMS: dict[str, type[nn.Module]] = {
 
 
 class ConvNorm(nn.Conv2d):
-    """A convolution without bias, followed by its normalisation (`.norm`)."""
+    """A convolution followed by its normalisation (`.norm`), or with a bias where `norm` is ""."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, norm: str, **options: Any
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, bias=False, **options)
-        self.norm = NORMS[norm](out_channels)
+        super().__init__(in_channels, out_channels, kernel_size, bias=not norm, **options)
+        self.norm = NORMS[norm](out_channels) if norm else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.norm(super().forward(x))

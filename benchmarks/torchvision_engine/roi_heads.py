@@ -1,7 +1,7 @@
-"""The C4 box head: RoIAlign, res5, classes and boxes.
+"""What the heads share, and the C4 head: RoIAlign, res5, classes and boxes.
 
 As Res5ROIHeads and FastRCNNOutputLayers of detectron2/modeling/roi_heads/. K classes; label K is
-the background. An FPN head with masks belongs beside this file, with the same forward.
+the background. The heads on a pyramid are in standard_heads.py.
 """
 
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ class Sample(NamedTuple):
     boxes: torch.Tensor  # (S,4)
     classes: torch.Tensor  # (S,), K for background
     target_boxes: torch.Tensor  # (S,4), meaningless for background
+    target_indices: torch.Tensor  # (S,) of the image's objects, meaningless for background
 
 
 class BoxPredictor(nn.Module):
@@ -42,57 +43,17 @@ class BoxPredictor(nn.Module):
         return self.cls_score(x), self.bbox_pred(x)
 
 
-class Res5Heads(nn.Module):
-    """Classifies proposals and refines their boxes on features of stride `stride`."""
+class ROIHeads(nn.Module):
+    """The part that is the same for every box head: samples, losses and detections."""
 
-    def __init__(self, config: Any, stride: int) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        model = config.MODEL
-        self.settings = model.ROI_HEADS
-        self.box_settings = model.ROI_BOX_HEAD
+        self.settings = config.MODEL.ROI_HEADS
+        self.box_settings = config.MODEL.ROI_BOX_HEAD
         self.detections_per_image = config.TEST.DETECTIONS_PER_IMAGE
-        self.stride = stride
-        channels = model.RESNETS.RES2_OUT_CHANNELS * 8
-        self.res5 = build_stage(model.RESNETS, 5)
-        if self.settings.NAME == "Res5ROIHeadsExtraNorm":
-            self.res5.add_module("norm", NORMS[model.RESNETS.NORM](channels))
-        self.box_predictor = BoxPredictor(channels, self.settings.NUM_CLASSES)
         (threshold,) = self.settings.IOU_THRESHOLDS
         self.matcher = Matcher(threshold, threshold, allow_low_quality_matches=False)
         self.coder = BoxCoder(tuple(self.box_settings.BBOX_REG_WEIGHTS))
-
-    def forward(
-        self,
-        feature: torch.Tensor,
-        proposals: list[torch.Tensor],
-        sizes: list[Size],
-        targets: list[Target] | None,
-    ) -> tuple[list[Detections], dict[str, torch.Tensor]]:
-        """Feature (B,C,H,W) and B × proposals (P,4) → detections, or with targets the losses."""
-        if targets is not None:
-            samples = [self.sample(p, t) for p, t in zip(proposals, targets, strict=True)]
-            predictions = self.predict(feature, [sample.boxes for sample in samples])
-            return [], self.losses(*predictions, samples)
-        return self.detect(*self.predict(feature, proposals), proposals, sizes), {}
-
-    def predict(
-        self, feature: torch.Tensor, boxes: list[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Class logits (N,K+1) and deltas (N,4K) of all images' boxes, N in total."""
-        x = self.res5(self.pool(feature, boxes))
-        return self.box_predictor(x.mean(dim=[2, 3]))
-
-    def pool(self, feature: torch.Tensor, boxes: list[torch.Tensor]) -> torch.Tensor:
-        """RoIAlign with half-pixel-exact coordinates: (N,C,P,P)."""
-        settings = self.box_settings
-        return roi_align(
-            feature,
-            boxes,
-            settings.POOLER_RESOLUTION,
-            1.0 / self.stride,
-            settings.POOLER_SAMPLING_RATIO,
-            aligned=True,
-        )
 
     @torch.no_grad()
     def sample(self, proposals: torch.Tensor, target: Target) -> Sample:
@@ -114,9 +75,9 @@ class Res5Heads(nn.Module):
                 background,
             )
         )
-        boxes = boxes[chosen]
-        wanted = target.boxes[matched[chosen]] if len(target.boxes) else boxes
-        return Sample(boxes, classes[chosen], wanted)
+        boxes, matched = boxes[chosen], matched[chosen]
+        wanted = target.boxes[matched] if len(target.boxes) else boxes
+        return Sample(boxes, classes[chosen], wanted, matched)
 
     def losses(
         self, logits: torch.Tensor, deltas: torch.Tensor, samples: list[Sample]
@@ -160,3 +121,50 @@ class Res5Heads(nn.Module):
         keep = batched_nms(boxes, scores, classes, self.settings.NMS_THRESH_TEST)
         keep = keep[: self.detections_per_image]
         return Detections(boxes[keep], scores[keep], classes[keep])
+
+
+class Res5Heads(ROIHeads):
+    """Classifies proposals and refines their boxes on features of stride `stride`."""
+
+    def __init__(self, config: Any, stride: int) -> None:
+        super().__init__(config)
+        resnets = config.MODEL.RESNETS
+        self.stride = stride
+        channels = resnets.RES2_OUT_CHANNELS * 8
+        self.res5 = build_stage(resnets, 5)
+        if self.settings.NAME == "Res5ROIHeadsExtraNorm":
+            self.res5.add_module("norm", NORMS[resnets.NORM](channels))
+        self.box_predictor = BoxPredictor(channels, self.settings.NUM_CLASSES)
+
+    def forward(
+        self,
+        feature: torch.Tensor,
+        proposals: list[torch.Tensor],
+        sizes: list[Size],
+        targets: list[Target] | None,
+    ) -> tuple[list[Detections], dict[str, torch.Tensor]]:
+        """Feature (B,C,H,W) and B × proposals (P,4) → detections, or with targets the losses."""
+        if targets is not None:
+            samples = [self.sample(p, t) for p, t in zip(proposals, targets, strict=True)]
+            predictions = self.predict(feature, [sample.boxes for sample in samples])
+            return [], self.losses(*predictions, samples)
+        return self.detect(*self.predict(feature, proposals), proposals, sizes), {}
+
+    def predict(
+        self, feature: torch.Tensor, boxes: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class logits (N,K+1) and deltas (N,4K) of all images' boxes, N in total."""
+        x = self.res5(self.pool(feature, boxes))
+        return self.box_predictor(x.mean(dim=[2, 3]))
+
+    def pool(self, feature: torch.Tensor, boxes: list[torch.Tensor]) -> torch.Tensor:
+        """RoIAlign with half-pixel-exact coordinates: (N,C,P,P)."""
+        settings = self.box_settings
+        return roi_align(
+            feature,
+            boxes,
+            settings.POOLER_RESOLUTION,
+            1.0 / self.stride,
+            settings.POOLER_SAMPLING_RATIO,
+            aligned=True,
+        )

@@ -42,7 +42,8 @@ def fill(name, shape):
             "predictor": 4.0,
         }
         gain = gains.get(name.split(".")[-2], 2.0)
-        value = np.sqrt(gain / np.prod(shape[1:])) * random.standard_normal(shape)
+        fan = shape[0] if ".deconv." in name else np.prod(shape[1:])
+        value = np.sqrt(gain / fan) * random.standard_normal(shape)
     return torch.from_numpy(np.asarray(value, np.float32))
 
 
@@ -50,6 +51,15 @@ def state(spec):
     """The state dict that a *_state_spec.json describes."""
     shapes = json.loads((FOLDER / spec).read_text())
     return {name: fill(name, shape) for name, (shape, _) in shapes.items()}
+
+
+def polygon(box):
+    """(24,) corners of the 12-gon inscribed in `box`, x and y in turn."""
+    angles = np.arange(12) * 2 * np.pi / 12
+    x0, y0, x1, y1 = box
+    x = (x0 + x1) / 2 + (x1 - x0) / 2 * np.cos(angles)
+    y = (y0 + y1) / 2 + (y1 - y0) / 2 * np.sin(angles)
+    return np.stack([x, y], axis=1).ravel()
 
 
 def make_image(seed, height, width):
