@@ -202,7 +202,8 @@ def test_random_sampling_draws_as_detectron2():
 
 
 def test_a_box_goes_to_the_level_of_its_size():
-    sides = torch.tensor([1.0, 111.9, 112.0, 223.9, 224.0, 447.9, 448.0, 5000.0])
+    # 111.99995 and 223.9999 are where torchvision's epsilon would choose the next level.
+    sides = torch.tensor([0.0, 111.99995, 112.0, 223.9999, 224.0, 447.9, 448.0, 5000.0])
     boxes = torch.stack([torch.zeros_like(sides), torch.zeros_like(sides), sides, sides], dim=1)
     assert assign_levels(boxes).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 

@@ -62,7 +62,7 @@ class FPN(nn.Module):
 def assign_levels(boxes: torch.Tensor) -> torch.Tensor:
     """For boxes (N,4) the index into POOLED_LEVELS (N,) of the level that fits their size."""
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    # The epsilon, inside the logarithm, decides for boxes between two levels.
+    # torchvision adds its epsilon to the logarithm: boxes just below a boundary would move up.
     steps = torch.log2(torch.sqrt(area) / _CANONICAL_SIZE + 1e-8)
     level = torch.floor(_CANONICAL_LEVEL + steps)
     return level.clamp(min=2, max=1 + len(POOLED_LEVELS)).to(torch.int64) - 2
