@@ -159,11 +159,11 @@ def test_a_fingerprint_changes_with_what_decides_the_result(
     assert (stage_fingerprint(chain["second"], chain, tmp_path) != before) == changes
 
 
-def test_a_moved_run_folder_keeps_its_fingerprints():
+def test_a_moved_run_folder_keeps_its_fingerprints(tmp_path):
     first, second = (
-        [stage_fingerprint(stage, {s.name: s for s in stages}, choices.folder) for stage in stages]
-        for choices in (MINI, Choices("MINI", Path("elsewhere/demo")))
-        for stages in [plan(choices)]
+        [stage_fingerprint(stage, {s.name: s for s in stages}, folder) for stage in stages]
+        for folder in (tmp_path / "here", tmp_path / "there")
+        for stages in [plan(Choices("MINI", folder))]
     )
     assert first == second
 
