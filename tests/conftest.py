@@ -5,7 +5,10 @@ import os
 import numpy as np
 import pytest
 import torch
+from benchmark_fixtures import write_tiny_voc
 from PIL import Image
+
+from benchmarks.voc import read_set
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
 torch.set_num_threads(1)
@@ -23,3 +26,19 @@ def image_folder(tmp_path_factory):
         folder = root / "more" if number % 4 == 0 else root
         Image.fromarray(pixels).resize(size, Image.BICUBIC).save(folder / f"{number:03d}.jpg")
     return root
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    """A folder for DETECTRON2_DATASETS that holds a tiny VOC."""
+    folder = tmp_path_factory.mktemp("datasets")
+    write_tiny_voc(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(datasets):
+    """The training images of the tiny VOC."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(datasets))
+        yield read_set("mini_voc_2007_trainval")

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmark_fixtures import tiny_config, write_tiny_voc
+from benchmark_fixtures import tiny_config
 from golden import recipe
 
 from benchmarks.config import FOLDER, find_config, load_config
 from benchmarks.torchvision_engine import data
 from benchmarks.torchvision_engine.model import build_model
 from benchmarks.torchvision_engine.solver import build_optimizer, build_schedule, set_learning_rate
-from benchmarks.voc import read_set
 
 pytest.importorskip("detectron2")
 pytestmark = pytest.mark.detectron2
@@ -87,15 +86,6 @@ BASE_FPN = {
     "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
     "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
 }
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    datasets = tmp_path_factory.mktemp("datasets")
-    write_tiny_voc(datasets)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(datasets))
-        yield read_set("mini_voc_2007_trainval")
 
 
 def flatten(node, prefix=""):

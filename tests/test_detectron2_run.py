@@ -26,13 +26,6 @@ pytestmark = pytest.mark.detectron2
 
 
 @pytest.fixture(scope="module")
-def datasets(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("datasets")
-    write_tiny_voc(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     return write_pickle(tmp_path_factory.mktemp("weights") / "ours.pkl", trunk(tiny_config()))
 

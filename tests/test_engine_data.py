@@ -7,25 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmark_fixtures import tiny_config, write_tiny_voc
+from benchmark_fixtures import tiny_config
 from golden.recipe import FOLDER
 from PIL import Image
 
 from benchmarks.torchvision_engine import data
-from benchmarks.voc import VocImage, VocObject, read_set
+from benchmarks.voc import VocImage, VocObject
 from common import distributed
 from common.errors import UserError
 
 GOLDEN = np.load(FOLDER / "resize.npz")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    datasets = tmp_path_factory.mktemp("datasets")
-    write_tiny_voc(datasets)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(datasets))
-        yield read_set("mini_voc_2007_trainval")
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
 """The torchvision engine gives Detectron2's numbers, as recorded in tests/golden."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from golden import recipe
+from golden.checks import assert_close, assert_state_is_detectron2s, first_k, golden, images
 
 from benchmarks.config import load_config
 from benchmarks.torchvision_engine.boxes import Target
@@ -22,18 +21,6 @@ FROZEN = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def golden(name):
-    return np.load(recipe.FOLDER / name)
-
-
 def config(*changes):
     return load_config(recipe.FOLDER / "thin_c4.yaml", changes)
 
@@ -44,40 +31,9 @@ def model(spec="c4_state_spec.json", changes=()):
     return built
 
 
-def images():
-    return [
-        {
-            "image": torch.from_numpy(recipe.make_image(*image).transpose(2, 0, 1).copy()),
-            "height": height,
-            "width": width,
-            "target": Target(torch.tensor(boxes, dtype=torch.float32), torch.tensor(classes)),
-        }
-        for image, (height, width), boxes, classes in zip(
-            recipe.IMAGES, recipe.OUTPUT_SIZES, recipe.BOXES, recipe.CLASSES
-        )
-    ]
-
-
-def assert_close(found, expected, tolerance=1e-4):
-    """As close as Detectron2 with two threads is to itself with one."""
-    if isinstance(found, torch.Tensor):
-        found = found.detach().numpy()
-    scale = np.abs(expected).max() if np.size(expected) else 0.0
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=0.1 * tolerance * scale)
-
-
-def first_k(monkeypatch):
-    """Sampling without chance: the golden files' own."""
-    monkeypatch.setattr(torch, "randperm", lambda n, device=None: torch.arange(n, device=device))
-
-
 @pytest.mark.parametrize("spec, changes", [("c4", []), ("c4_frozen", FROZEN)])
 def test_state_dict_is_detectron2s(spec, changes):
-    recorded = json.loads((recipe.FOLDER / f"{spec}_state_spec.json").read_text())
-    ours = build_model(config(*changes)).state_dict()
-    assert {name: list(value.shape) for name, value in ours.items()} == {
-        name: shape for name, (shape, _) in recorded.items()
-    }
+    assert_state_is_detectron2s(build_model(config(*changes)), f"{spec}_state_spec.json")
 
 
 def test_every_evaluation_stage():

@@ -1,11 +1,10 @@
 """The torchvision engine's segmentor gives Detectron2's numbers, as recorded in tests/golden."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from golden import recipe
+from golden.checks import assert_close, assert_state_is_detectron2s, golden
 
 from benchmarks.config import load_config
 from benchmarks.torchvision_engine.model import build_model
@@ -22,14 +21,6 @@ CHANGES = {
 both_strides = pytest.mark.parametrize("variant", CHANGES)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def config(changes=()):
     return load_config(recipe.FOLDER / "thin_fcn.yaml", changes)
 
@@ -40,10 +31,6 @@ def segmentor(variant):
     built.load_state_dict(recipe.state(f"fcn_{variant}_state_spec.json"))
     built.sem_seg_head.dropout.p = 0.0
     return built
-
-
-def golden(variant):
-    return np.load(recipe.FOLDER / f"fcn_{variant}.npz")
 
 
 def image(seed, height=96, width=128):
@@ -58,24 +45,15 @@ def images():
     return [image(3), image(4)]
 
 
-def assert_close(found, expected):
-    """As close as Detectron2 with two threads is to itself with one."""
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-4, atol=1e-5 * scale)
-
-
 @both_strides
 def test_state_dict_is_detectron2s(variant):
-    recorded = json.loads((recipe.FOLDER / f"fcn_{variant}_state_spec.json").read_text())
-    ours = build_model(config(CHANGES[variant])).state_dict()
-    assert {name: list(value.shape) for name, value in ours.items()} == {
-        name: shape for name, (shape, _) in recorded.items()
-    }
+    model = build_model(config(CHANGES[variant]))
+    assert_state_is_detectron2s(model, f"fcn_{variant}_state_spec.json")
 
 
 @both_strides
 def test_every_evaluation_stage(variant):
-    expected, model, batch = golden(variant), segmentor(variant).eval(), images()
+    expected, model, batch = golden(f"fcn_{variant}.npz"), segmentor(variant).eval(), images()
     seen = {}
     for part in (model.backbone, model.sem_seg_head):
         part.register_forward_hook(lambda part, _, output: seen.update({part: output}))
@@ -89,7 +67,7 @@ def test_every_evaluation_stage(variant):
 
 @both_strides
 def test_loss_and_gradients(variant):
-    expected, model = golden(variant), segmentor(variant).train()
+    expected, model = golden(f"fcn_{variant}.npz"), segmentor(variant).train()
     losses = model(images())
     assert list(losses) == ["loss_sem_seg"]
     assert_close(losses["loss_sem_seg"], expected["loss_sem_seg"])

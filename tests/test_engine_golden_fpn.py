@@ -1,12 +1,12 @@
 """The torchvision engine's Mask R-CNN gives Detectron2's numbers, as recorded in tests/golden."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from golden import recipe
+from golden.checks import assert_close, assert_state_is_detectron2s, first_k, golden, images
 
 from benchmarks.config import load_config
 from benchmarks.torchvision_engine.boxes import Target
@@ -16,18 +16,6 @@ from benchmarks.torchvision_engine.model import build_model
 from benchmarks.torchvision_engine.solver import build_optimizer
 from benchmarks.weights import Backbone, load_backbone, prove_loaded
 from common.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def golden(name):
-    return np.load(recipe.FOLDER / name)
 
 
 def config(*changes):
@@ -40,43 +28,8 @@ def model(*changes):
     return built
 
 
-def images():
-    return [
-        {
-            "image": torch.from_numpy(recipe.make_image(*image).transpose(2, 0, 1).copy()),
-            "height": height,
-            "width": width,
-            "target": Target(
-                torch.tensor(boxes, dtype=torch.float32),
-                torch.tensor(classes),
-                [[recipe.polygon(box)] for box in boxes],
-            ),
-        }
-        for image, (height, width), boxes, classes in zip(
-            recipe.IMAGES, recipe.OUTPUT_SIZES, recipe.BOXES, recipe.CLASSES
-        )
-    ]
-
-
-def assert_close(found, expected, tolerance=1e-4):
-    """As close as Detectron2 with two threads is to itself with one."""
-    if isinstance(found, torch.Tensor):
-        found = found.detach().numpy()
-    scale = np.abs(expected).max() if np.size(expected) else 0.0
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=0.1 * tolerance * scale)
-
-
-def first_k(monkeypatch):
-    """Sampling without chance: the golden files' own."""
-    monkeypatch.setattr(torch, "randperm", lambda n, device=None: torch.arange(n, device=device))
-
-
 def test_state_dict_is_detectron2s():
-    recorded = json.loads((recipe.FOLDER / "fpn_state_spec.json").read_text())
-    ours = build_model(config()).state_dict()
-    assert {name: list(value.shape) for name, value in ours.items()} == {
-        name: shape for name, (shape, _) in recorded.items()
-    }
+    assert_state_is_detectron2s(build_model(config()), "fpn_state_spec.json")
 
 
 def test_a_backbone_is_loaded_below_the_pyramid():
@@ -91,7 +44,7 @@ def test_a_backbone_is_loaded_below_the_pyramid():
 
 
 def test_every_evaluation_stage():
-    expected, detector, batch = golden("fpn_eval.npz"), model().eval(), images()
+    expected, detector, batch = golden("fpn_eval.npz"), model().eval(), images(with_polygons=True)
     with torch.no_grad():
         pixels, sizes = detector.preprocess(batch)
         assert_close(pixels, expected["input"])
@@ -122,7 +75,7 @@ def test_every_evaluation_stage():
 
 
 def test_detections_before_and_after_rescaling():
-    expected, detector, batch = golden("fpn_eval.npz"), model().eval(), images()
+    expected, detector, batch = golden("fpn_eval.npz"), model().eval(), images(with_polygons=True)
     with torch.no_grad():
         pixels, sizes = detector.preprocess(batch)
         pyramid, pooled_levels = detector.features(pixels)
@@ -149,7 +102,7 @@ def test_first_training_step(monkeypatch):
     first_k(monkeypatch)
     expected, detector = golden("fpn_train.npz"), model().train()
     optimizer = build_optimizer(config().SOLVER, detector)
-    losses = detector(images())
+    losses = detector(images(with_polygons=True))
     assert len(losses) == 5
     for name, value in losses.items():
         assert_close(value, expected[f"{name}.step0"])
@@ -174,7 +127,7 @@ def test_first_training_step(monkeypatch):
 
 def test_sampled_anchors_and_proposals(monkeypatch):
     first_k(monkeypatch)
-    expected, detector, batch = golden("fpn_train.npz"), model().train(), images()
+    expected, detector, batch = golden("fpn_train.npz"), model().train(), images(with_polygons=True)
     pixels, sizes = detector.preprocess(batch)
     pyramid, _ = detector.features(pixels)
     rpn, targets = detector.proposal_generator, [image["target"] for image in batch]
@@ -197,7 +150,7 @@ def test_random_sampling_draws_as_detectron2():
     for seed in range(3):
         detector = model().train()
         torch.manual_seed(seed)
-        for name, value in detector(images()).items():
+        for name, value in detector(images(with_polygons=True)).items():
             assert_close(value, expected[f"{name}.seed{seed}"])
 
 
@@ -225,20 +178,23 @@ def test_each_mask_is_that_of_its_class():
 
 
 def test_an_image_without_objects_has_finite_losses():
-    batch = images()
+    batch = images(with_polygons=True)
     batch[1]["target"] = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), [])
     losses = model().train()(batch)
     assert all(torch.isfinite(value) for value in losses.values())
 
 
 def test_an_image_without_detections_has_no_masks():
-    found = model("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0").eval()(images())
+    found = model("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0").eval()(images(with_polygons=True))
     assert [image.masks.shape for image in found] == [(0, 240, 304), (0, 100, 90)]
 
 
 def test_boxes_alone_need_no_masks():
     detector = build_model(config("MODEL.MASK_ON", "False"))
-    batch = [{**image, "target": image["target"]._replace(polygons=None)} for image in images()]
+    batch = [
+        {**image, "target": image["target"]._replace(polygons=None)}
+        for image in images(with_polygons=True)
+    ]
     losses = detector.train()(batch)
     assert "loss_mask" not in losses
     assert not any(name.startswith("roi_heads.mask") for name in detector.state_dict())

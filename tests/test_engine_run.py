@@ -9,17 +9,10 @@ import time
 import processes
 import pytest
 import torch
-from benchmark_fixtures import command, write_tiny_voc
+from benchmark_fixtures import command
 
 from benchmarks.results import read_results
 from common.errors import run_command
-
-
-@pytest.fixture(scope="module")
-def datasets(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("datasets")
-    write_tiny_voc(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
