@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from common import distributed
 from common.checkpoint import latest_good
 from common.errors import UserError
-from common.files import write_text
+from common.files import replacing, write_text
 from common.shutdown import StopRequest
 from pretrain.data import Batch, most_unreadable
 from pretrain.loss import Losses, densecl_loss
@@ -107,7 +107,8 @@ def describe_broken_loss(run: Run, batch: Batch, losses: Losses) -> str:
     path = run.folder / f"not_finite_step_{run.step}_rank_{distributed.rank()}.pth"
     values = {"global": losses.global_.item(), "dense": losses.dense.item()}
     evidence = {"losses": values, "views": batch.views, "model": run.model.state_dict()}
-    torch.save({"step": run.step, **evidence}, path)
+    with replacing(path) as temporary:
+        torch.save({"step": run.step, **evidence}, temporary)
     good = latest_good(run.folder / "checkpoints")
     return (
         f"step {run.step}: the loss is not finite ({values}); nothing was updated; batch and "

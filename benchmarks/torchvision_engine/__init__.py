@@ -1,9 +1,10 @@
 """Benchmarks on stock torchvision, giving Detectron2's numbers.
 
-layers → rpn, roi_heads (boxes) → model      the detector, under Detectron2's names
+batch, layers → rpn, roi_heads (boxes) → model   the detector, under Detectron2's names
          fpn → standard_heads (masks) → model
-data, solver, precise_bn, progress → train   the run
-evaluate                                     the metrics
+                              semseg → model     the semantic segmentor
+data, solver, precise_bn, progress → train       the run
+evaluate                                         the metrics
 """
 
 from importlib import metadata

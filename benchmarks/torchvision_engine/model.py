@@ -13,11 +13,11 @@ The other model that `build_model` knows, the semantic segmentor, is in semseg.p
 from typing import Any, TypedDict
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import clip_boxes_to_image
 
 from benchmarks.torchvision_engine import fpn
+from benchmarks.torchvision_engine.batch import ImageModel, pad_and_stack
 from benchmarks.torchvision_engine.boxes import Detections, MaskDetections, Target
 from benchmarks.torchvision_engine.layers import NORMS, ResNet
 from benchmarks.torchvision_engine.masks import paste
@@ -40,21 +40,12 @@ class Image(TypedDict, total=False):
     target: Target  # in training
 
 
-class Detector(nn.Module):
+class Detector(ImageModel):
     """What the detectors share of GeneralizedRCNN of detectron2/modeling/meta_arch/rcnn.py."""
 
     proposal_generator: RPN
     roi_heads: Res5Heads | StandardHeads
-    pixel_mean: torch.Tensor
-    pixel_std: torch.Tensor
     divisibility = 1  # the batch's sides are padded to multiples of it
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        model = config.MODEL
-        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (model.PIXEL_MEAN, model.PIXEL_STD))
-        self.register_buffer("pixel_mean", mean, persistent=False)
-        self.register_buffer("pixel_std", std, persistent=False)
 
     def features(self, batch: torch.Tensor) -> tuple[list[torch.Tensor], Any]:
         """Of normalised images (B,3,H,W): the features for proposals, and those for the heads."""
@@ -77,23 +68,17 @@ class Detector(nn.Module):
 
     def preprocess(self, images: list[Image]) -> tuple[torch.Tensor, list[Size]]:
         """Normalised images (B,3,H,W), zero-padded at the right and bottom, and their sizes."""
-        normalised = [
-            (image["image"].to(self.pixel_mean.device) - self.pixel_mean) / self.pixel_std
-            for image in images
-        ]
+        normalised = [self.normalise(image["image"]) for image in images]
         sizes: list[Size] = [(x.shape[-2], x.shape[-1]) for x in normalised]
-        step = self.divisibility
-        height, width = (-(-max(side) // step) * step for side in zip(*sizes))
-        padded = [F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in normalised]
-        return torch.stack(padded), sizes
+        return pad_and_stack(normalised, divisibility=self.divisibility), sizes
 
 
 class C4Detector(Detector):
     """Faster R-CNN on res4."""
 
     def __init__(self, config: Any) -> None:
-        super().__init__(config)
         model = config.MODEL
+        super().__init__(model)
         self.backbone = ResNet(model.RESNETS, model.BACKBONE.FREEZE_AT)
         channels = model.RESNETS.RES2_OUT_CHANNELS * 4
         self.proposal_generator = RPN(model, channels, strides=[16])
@@ -111,8 +96,8 @@ class FPNDetector(Detector):
     divisibility = fpn.DIVISIBILITY
 
     def __init__(self, config: Any) -> None:
-        super().__init__(config)
         model = config.MODEL
+        super().__init__(model)
         self.backbone = fpn.FPN(model)
         self.proposal_generator = RPN(model, model.FPN.OUT_CHANNELS, fpn.STRIDES)
         self.roi_heads = StandardHeads(config)

@@ -4,7 +4,6 @@ backbone.stem  backbone.res2..res5              trunk, dilated   layers.py
 sem_seg_head.conv1  conv2  conv_cat  predictor  classes          FCNHead
 """
 
-from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from fvcore.nn import weight_init
 from torch import nn
 
+from benchmarks.torchvision_engine.batch import ImageModel, pad_and_stack
 from benchmarks.torchvision_engine.layers import NORMS, ConvNorm, ResNet
 from common.resnet import STAGE_BLOCKS
 
@@ -52,39 +52,32 @@ class FCNHead(nn.Module):
         return self.predictor(self.dropout(x))
 
 
-class SemanticSegmentor(nn.Module):
+class SemanticSegmentor(ImageModel):
     """A fully convolutional network, as detectron2/modeling/meta_arch/semantic_seg.py.
 
     Without mmsegmentation's auxiliary head on res4.
     """
 
-    pixel_mean: torch.Tensor
-    pixel_std: torch.Tensor
-
     def __init__(self, config: Any) -> None:
-        super().__init__()
         model, head = config.MODEL, config.MODEL.SEM_SEG_HEAD
+        super().__init__(model)
         dilations = (model.RESNETS.RES4_DILATION, model.RESNETS.RES5_DILATION)
         self.backbone = ResNet(model.RESNETS, model.BACKBONE.FREEZE_AT, dilations)
         channels = model.RESNETS.RES2_OUT_CHANNELS * 8
         self.sem_seg_head = FCNHead(channels, head.CONVS_DIM, head.NUM_CLASSES, head.NORM)
         self.stride, self.ignored = head.COMMON_STRIDE, head.IGNORE_VALUE
-        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (model.PIXEL_MEAN, model.PIXEL_STD))
-        self.register_buffer("pixel_mean", mean, persistent=False)
-        self.register_buffer("pixel_std", std, persistent=False)
 
     def forward(
         self, images: list[SegmentationImage]
     ) -> dict[str, torch.Tensor] | list[torch.Tensor]:
         """In training the loss; otherwise the class scores (K,height,width) of each image."""
-        device = self.pixel_mean.device
-        pixels = [(i["image"].to(device) - self.pixel_mean) / self.pixel_std for i in images]
-        scores = self.sem_seg_head(self.backbone(pad_and_stack(pixels, 0.0))["res5"])
+        pixels = [self.normalise(image["image"]) for image in images]
+        scores = self.sem_seg_head(self.backbone(pad_and_stack(pixels))["res5"])
         scores = F.interpolate(
             scores, scale_factor=self.stride, mode="bilinear", align_corners=False
         )
         if self.training:
-            labels = pad_and_stack([i["sem_seg"].to(device) for i in images], self.ignored)
+            labels = pad_and_stack([i["sem_seg"].to(scores.device) for i in images], self.ignored)
             # The feature's size is rounded up, so the scores may reach beyond the images.
             scores = scores[:, :, : labels.shape[1], : labels.shape[2]]
             loss = F.cross_entropy(scores, labels, ignore_index=self.ignored)
@@ -93,13 +86,6 @@ class SemanticSegmentor(nn.Module):
             resize(score[:, : x.shape[1], : x.shape[2]], (i["height"], i["width"]))
             for score, x, i in zip(scores, pixels, images)
         ]
-
-
-def pad_and_stack(tensors: Sequence[torch.Tensor], value: float) -> torch.Tensor:
-    """Tensors (...,H,W), padded with `value` at the right and bottom to the largest → (B,...)."""
-    height, width = (max(t.shape[side] for t in tensors) for side in (-2, -1))
-    padding = [(0, width - t.shape[-1], 0, height - t.shape[-2]) for t in tensors]
-    return torch.stack([F.pad(t, sides, value=value) for t, sides in zip(tensors, padding)])
 
 
 def resize(scores: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
