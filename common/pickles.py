@@ -5,6 +5,7 @@ that NumPy arrays are made of and refuses everything else, naming it.
 """
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,28 @@ _ALLOWED = {
 
 
 class _ArrayUnpickler(pickle.Unpickler):
+    stand_ins: Mapping[tuple[str, str], Any] = {}
+
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self.stand_ins:
+            return self.stand_ins[module, name]
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it wants to call {module}.{name}")
         return super().find_class(module, name)
 
 
-def load_pickle(path: Path) -> Any:
+def load_pickle(path: Path, stand_ins: Mapping[tuple[str, str], Any] | None = None) -> Any:
     """The dictionaries, lists, numbers, strings and NumPy arrays in a pickle file.
 
+    `stand_ins` gives, for (module, name) of a foreign class, what is called in its place.
     Raises UserError when the file is missing, not a whole pickle, or names anything else.
     """
     try:
         with Path(path).open("rb") as file:
             # latin1 keeps the raw bytes of arrays that Python 2 wrote (Detectron's old models).
-            return _ArrayUnpickler(file, encoding="latin1").load()
+            unpickler = _ArrayUnpickler(file, encoding="latin1")
+            unpickler.stand_ins = stand_ins or {}
+            return unpickler.load()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except pickle.UnpicklingError as error:

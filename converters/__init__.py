@@ -2,6 +2,8 @@
 
 source.py     SOURCE → checkpoint file, its hash held against the recorded one
 layouts.py    the table of known layouts
+haiku.py      JAX pickles → tensors under torchvision's names
+detect.py     which of them a file has
 backbone.py   checkpoint → backbone tensors under torchvision's names
 names.py      torchvision's names → Detectron2's
 verify.py     the proofs, independent of the modules above

@@ -10,7 +10,8 @@ from typing import Any
 
 from common.errors import run_command
 from converters.convert import convert
-from converters.layouts import AUTO, LAYOUTS
+from converters.detect import AUTO
+from converters.layouts import LAYOUTS
 
 
 def main() -> None:
@@ -43,6 +44,9 @@ def _report(manifest: dict[str, Any]) -> str:
         + (f", step {pretrain['step']}" if pretrain else ""),
         f"kept {manifest['tensors']} tensors; dropped {dropped}",
         *(f"verified {proof}" for proof in manifest["verified"]),
+        *([f"differs: {manifest['difference']}"] if manifest["difference"] else []),
+        "these weights need, in a Detectron2 configuration:",
+        *(f"  {line}" for line in manifest["config"]),
     ]
     return "\n".join(lines)
 

@@ -1,5 +1,6 @@
 """A loaded checkpoint → the tensors of its backbone, complete and under torchvision's names."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ import torch
 
 from common.errors import UserError, did_you_mean
 from common.resnet import STAGE_BLOCKS, ResNet
-from converters.layouts import Layout, group_of, tensors_of
+from converters.detect import group_of, tensors_of
+from converters.layouts import Layout
 
 _COUNTERS = "num_batches_tracked"
 _LOSSLESS = (torch.float32, torch.float16, torch.bfloat16)
@@ -44,7 +46,10 @@ def extract(file: Mapping[str, Any], layout: Layout) -> Backbone:
             copies[copy][name.removeprefix(copy)] = value
             dropped[f"copy under {copy}"] += 1
         elif name.startswith(layout.prefix):
-            trunk[name.removeprefix(layout.prefix)] = value
+            own = layout.rename(name.removeprefix(layout.prefix))
+            if own in trunk:
+                raise UserError(f"{name}: {own} is in the file twice")
+            trunk[own] = value
         else:
             raise UserError(f"{name}: a tensor that layout {layout.name} does not know")
     depth, width = _check_network(trunk, layout.prefix)
@@ -64,6 +69,7 @@ def _check_network(trunk: Mapping[str, Any], prefix: str) -> tuple[int, int]:
             raise UserError(f"{prefix}{name}: expected a dense tensor")
         if value.dtype not in _LOSSLESS and not name.endswith(_COUNTERS):
             raise UserError(f"{prefix}{name}: {value.dtype} does not fit into float32")
+    _check_stem_and_shortcuts(trunk, prefix)
     depth = min(STAGE_BLOCKS, key=lambda depth: len(trunk.keys() ^ _shapes(depth, 1).keys()))
     _check_names(trunk, _shapes(depth, 1), prefix, depth)
     width = _most_common_width(trunk, _shapes(depth, 1))
@@ -74,6 +80,21 @@ def _check_network(trunk: Mapping[str, Any], prefix: str) -> tuple[int, int]:
                 f"expected {shape} for ResNet-{depth} at width {width}"
             )
     return depth, width
+
+
+def _check_stem_and_shortcuts(trunk: Mapping[str, torch.Tensor], prefix: str) -> None:
+    """Refuse, with the reason, relatives of ResNet that no renaming makes into one."""
+    for name, value in trunk.items():
+        if re.match(r"conv1\.\d|stem\.", name):
+            raise UserError(
+                f"{prefix}{name}: a deep stem (ResNet-C, -D, -S); only the 7x7 converts"
+            )
+        if name == "conv1.weight" and value.dim() == 4 and value.shape[-1] == 3:
+            raise UserError(f"{prefix}{name}: a 3x3 stem, as for CIFAR; only the 7x7 converts")
+        if ".downsample.2." in name or (name.endswith(".downsample.1.weight") and value.dim() == 4):
+            raise UserError(
+                f"{prefix}{name}: shortcuts that average-pool (ResNet-D) do not convert"
+            )
 
 
 def _check_names(found: Iterable[str], expected: Iterable[str], prefix: str, depth: int) -> None:

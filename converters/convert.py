@@ -17,7 +17,8 @@ from common.environment import source_commit
 from common.errors import UserError
 from common.files import replacing, sha256_of, write_json
 from converters.backbone import Backbone, extract
-from converters.layouts import AUTO, find_layout
+from converters.detect import AUTO, find_layout
+from converters.layouts import ImageInput
 from converters.names import detectron2_name
 from converters.source import find_source, load_file
 from converters.verify import prove
@@ -52,6 +53,8 @@ def convert(source: Path, output: Path, layout_name: str = AUTO) -> dict[str, An
         "dropped": backbone.dropped,
         "input": layout.image_input.to_plain(),
         "stride_in_1x1": False,
+        "config": _config_lines(backbone, layout.image_input),
+        "difference": layout.difference,
         "pretrain": _pretraining(file),
         "commit": source_commit(),
     }
@@ -61,6 +64,21 @@ def convert(source: Path, output: Path, layout_name: str = AUTO) -> dict[str, An
         facts["pickle_sha256"] = sha256_of(temporary)
         write_json(manifest, facts)
     return facts
+
+
+def _config_lines(backbone: Backbone, images: ImageInput) -> list[str]:
+    """What a Detectron2 configuration must say for these weights, one KEY VALUE a line."""
+    mean, std = (list(values) for values in (images.pixel_mean, images.pixel_std))
+    return [
+        f"INPUT.FORMAT {images.format}",
+        f"MODEL.PIXEL_MEAN {mean}",
+        f"MODEL.PIXEL_STD {std}",
+        f"MODEL.RESNETS.DEPTH {backbone.depth}",
+        f"MODEL.RESNETS.STEM_OUT_CHANNELS {backbone.width}",
+        f"MODEL.RESNETS.RES2_OUT_CHANNELS {4 * backbone.width}",
+        f"MODEL.RESNETS.WIDTH_PER_GROUP {backbone.width}",
+        "MODEL.RESNETS.STRIDE_IN_1X1 False",
+    ]
 
 
 def _manifest_path(output: Path) -> Path:

@@ -5,14 +5,9 @@ backbone is dropped by name: a name that no rule knows is an error, because it m
 the backbone that some other program named differently.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
-
-from common.errors import UserError, did_you_mean
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -29,6 +24,9 @@ class ImageInput:
 
 
 IMAGENET_RGB = ImageInput("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+UNIT_RGB = ImageInput("RGB", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+
+STATE_DICT = ("state_dict",)
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,8 @@ class Layout:
     """Where a checkpoint of one kind keeps its backbone, and what else it may hold."""
 
     name: str
-    # The keys to walk from the file's top to the tensors.
+    # The keys to walk from the file's top to the tensors. For STATE_DICT these may also lie at the
+    # top: a model's state_dict() saved by itself.
     container: tuple[str, ...]
     # Whether a file with these top-level items and these tensor names is of this kind.
     recognise: Callable[[Mapping[str, Any], Iterable[str]], bool]
@@ -47,11 +46,32 @@ class Layout:
     # Prefixes under which the backbone is stored once more, bit for bit.
     copies: tuple[str, ...] = ()
     image_input: ImageInput = IMAGENET_RGB
+    # What follows the prefix → torchvision's name.
+    rename: Callable[[str], str] = str
+    # How the converted network still differs from the source's, for the manifest.
+    difference: str | None = None
 
 
 def _any_start(names: Iterable[str], *prefixes: str) -> bool:
     return all(any(name.startswith(prefix) for name in names) for prefix in prefixes)
 
+
+def _is_lightning(file: Mapping[str, Any]) -> bool:
+    return "pytorch-lightning_version" in file
+
+
+def _from_sequential(name: str) -> str:
+    """nn.Sequential(*resnet.children()) numbers what torchvision names: 4.0.… → layer1.0.…"""
+    index, _, rest = name.partition(".")
+    named = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+    return f"{named.get(index, index)}.{rest}"
+
+
+_SOLO_LEARN_DROP = {
+    "heads": r"(momentum_)?(classifier|projector|predictor)\..+|prototypes\..+",
+    "key encoder": r"momentum_(backbone|encoder)\..+",
+    "queues": r"queue\w*",
+}
 
 LAYOUTS = (
     Layout(
@@ -67,8 +87,8 @@ LAYOUTS = (
     ),
     Layout(
         name="densecl-official-raw",  # epoch_N.pth as the official DenseCL code saves it
-        container=("state_dict",),
-        recognise=lambda file, names: _any_start(names, "encoder_q.", "queue2"),
+        container=STATE_DICT,
+        recognise=lambda file, names: _any_start(names, "encoder_q.0.", "queue2"),
         prefix="backbone.",
         copies=("encoder_q.0.",),
         drop={
@@ -79,59 +99,132 @@ LAYOUTS = (
     ),
     Layout(
         name="densecl-official-backbone",  # as released, or extracted from a raw file
-        container=("state_dict",),
+        container=STATE_DICT,
         recognise=lambda file, names: "author" in file and _any_start(names, "layer1.", "layer4."),
         prefix="",
         drop={},
     ),
+    Layout(
+        name="moco",  # facebookresearch/moco v1 and v2, and forks that strip module.
+        container=STATE_DICT,
+        recognise=lambda file, names: (
+            _any_start(names, "encoder_q.layer1.")
+            and not _any_start(names, "encoder_q.dense_head.")
+        ),
+        prefix="encoder_q.",
+        drop={
+            "heads": r"encoder_q\.fc\..+",
+            "key encoder": r"encoder_k\..+",
+            "queues": r"queue(_ptr)?",
+        },
+    ),
+    Layout(
+        name="densecl-coincheung",  # CoinCheung/DenseCL, built on MoCo's code
+        container=STATE_DICT,
+        recognise=lambda file, names: _any_start(
+            names, "encoder_q.layer1.", "encoder_q.dense_head."
+        ),
+        prefix="encoder_q.",
+        drop={
+            "heads": r"encoder_q\.(fc|dense_head)\..+",
+            "key encoder": r"encoder_k\..+",
+            "queues": r"queue\w*",
+        },
+    ),
+    Layout(
+        # torchvision's and timm's supervised ResNets, what OpenSelfSup and mmselfsup 0.x released,
+        # and what most exporters write: the same tensors under the same names.
+        name="torchvision",
+        container=STATE_DICT,
+        recognise=lambda file, names: (
+            "author" not in file and _any_start(names, "layer1.", "layer4.")
+        ),
+        prefix="",
+        drop={"heads": r"fc\.(weight|bias)"},
+    ),
+    Layout(
+        # tonylins/simclr-converter. Nothing in the file tells it from a classifier of torchvision's
+        # that someone wrapped in state_dict, and the input differs: one of the two must be named.
+        name="simclr-v1-converted",
+        container=STATE_DICT,
+        recognise=lambda file, names: (
+            set(file) == {"state_dict"} and _any_start(names, "layer1.", "layer4.", "fc.")
+        ),
+        prefix="",
+        drop={"heads": r"fc\.(weight|bias)"},
+        image_input=UNIT_RGB,
+    ),
+    Layout(
+        name="openselfsup-moco-raw",  # MoCo of OpenSelfSup and mmselfsup 0.x, epoch_N.pth
+        container=STATE_DICT,
+        recognise=lambda file, names: (
+            _any_start(names, "backbone.", "encoder_q.0.") and not _any_start(names, "queue2")
+        ),
+        prefix="backbone.",
+        copies=("encoder_q.0.",),
+        drop={
+            "heads": r"encoder_q\.1\..+",
+            "key encoder": r"encoder_k\.[01]\..+",
+            "queues": r"queue(_ptr)?",
+        },
+    ),
+    Layout(
+        name="openmmlab-raw",  # mmpretrain, mmselfsup 1.x; OpenSelfSup where the trunk is held once
+        container=STATE_DICT,
+        recognise=lambda file, names: (
+            not _is_lightning(file)
+            and _any_start(names, "backbone.layer1.")
+            and not _any_start(names, "encoder_q.")
+        ),
+        prefix="backbone.",
+        drop={
+            "heads": r"(neck|head)\..+",
+            "key encoder": r"(encoder_k|target_net)\..+",
+            "queues": r"queue2?(_ptr)?",
+        },
+    ),
+    Layout(
+        name="lightly",  # a module of lightly's examples, saved alone or by Lightning
+        container=STATE_DICT,
+        recognise=lambda file, names: _any_start(names, "backbone.0.", "backbone.7."),
+        prefix="backbone.",
+        drop={
+            "heads": r"(projection|prediction)_head\w*\..+",
+            "key encoder": r"backbone_momentum\..+",
+            "queues": r"criterion\w*\..+",
+        },
+        rename=_from_sequential,
+    ),
+    Layout(
+        name="solo-learn",
+        container=STATE_DICT,
+        recognise=lambda file, names: _is_lightning(file) and _any_start(names, "backbone.layer1."),
+        prefix="backbone.",
+        drop=_SOLO_LEARN_DROP,
+    ),
+    Layout(
+        name="solo-learn-encoder",  # before the trunk was called backbone
+        container=STATE_DICT,
+        recognise=lambda file, names: _is_lightning(file) and _any_start(names, "encoder.layer1."),
+        prefix="encoder.",
+        drop=_SOLO_LEARN_DROP,
+    ),
+    Layout(
+        name="byol-haiku",  # deepmind-research's BYOL, renamed by haiku.py
+        container=("online",),
+        recognise=lambda file, names: file.get("format") == "byol-haiku",
+        prefix="",
+        drop={"heads": r"(projector|predictor|classifier)(/.+)?\..+"},
+        difference=(
+            "trained with SAME padding, which at stride 2 pads right and below only; here both "
+            "sides are padded, so features differ slightly"
+        ),
+    ),
+    Layout(
+        name="vissl",  # every method of VISSL; heads lie beside the trunk
+        container=("classy_state_dict", "base_model", "model", "trunk"),
+        recognise=lambda file, names: _any_start(names, "_feature_blocks."),
+        prefix="_feature_blocks.",
+        drop={"heads": r"(_feature_blocks\.)?fc[12]\..+"},
+    ),
 )
-
-
-def find_layout(file: Mapping[str, Any], wanted: str = AUTO) -> Layout:
-    """The layout called `wanted`, or the one that the file's content shows.
-
-    Raises UserError when the name is unknown, or none or several are recognised.
-    """
-    by_name = {layout.name: layout for layout in LAYOUTS}
-    if wanted != AUTO:
-        if wanted not in by_name:
-            raise UserError(f"unknown layout {wanted}{did_you_mean(wanted, by_name)}")
-        return by_name[wanted]
-    found = [layout for layout in LAYOUTS if _is_of(layout, file)]
-    if len(found) != 1:
-        what = "no known layout" if not found else f"{len(found)} layouts fit"
-        raise UserError(
-            f"{what}: the file holds {_outline(file)}; "
-            f"known: {', '.join(by_name)} (choose one with --layout)"
-        )
-    return found[0]
-
-
-def tensors_of(layout: Layout, file: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the layout's container holds, by name. Raises UserError when it is not there."""
-    inner: Any = file
-    for key in layout.container:
-        inner = inner.get(key) if isinstance(inner, Mapping) else None
-    if not isinstance(inner, Mapping) or not all(isinstance(name, str) for name in inner):
-        raise UserError(f"not of layout {layout.name}: no tensors by name in {layout.container}")
-    return inner
-
-
-def group_of(layout: Layout, name: str) -> str | None:
-    """The group under which a tensor that is not the backbone's is dropped; None: unknown."""
-    fits = (group for group, pattern in layout.drop.items() if re.fullmatch(pattern, name))
-    return next(fits, None)
-
-
-def _is_of(layout: Layout, file: Mapping[str, Any]) -> bool:
-    try:
-        return layout.recognise(file, tensors_of(layout, file))
-    except UserError:
-        return False
-
-
-def _outline(file: Mapping[str, Any], shown: int = 6) -> str:
-    inner = next((v for v in file.values() if isinstance(v, Mapping) and v), {})
-    starts = dict.fromkeys(str(name).split(".")[0] for name in inner)
-    words = [", ".join(list(map(str, names))[:shown]) or "nothing" for names in (file, starts)]
-    return f"{words[0]} (names begin with {words[1]})"

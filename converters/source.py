@@ -17,6 +17,7 @@ from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from common.files import sha256_of
 from common.pickles import load_pickle
+from converters.haiku import STAND_INS, ExperimentState, torch_names
 
 # torch.save writes a zip archive; before PyTorch 1.6, pickles of which this is the first.
 _TORCH_SAVED = (b"PK", pickle.dumps(MAGIC_NUMBER, protocol=2))
@@ -60,9 +61,15 @@ def load_file(path: Path) -> dict[str, Any]:
     """
     with path.open("rb") as opened:
         start = opened.read(64)
-    file = load_checkpoint(path) if start.startswith(_TORCH_SAVED) else load_pickle(path)
+    is_torch = start.startswith(_TORCH_SAVED)
+    file = load_checkpoint(path) if is_torch else load_pickle(path, STAND_INS)
     if not isinstance(file, dict):
         raise UserError(f"{path}: it holds a {type(file).__name__}, not a dictionary")
+    if isinstance(file.get("experiment_state"), ExperimentState):
+        try:
+            return {"format": "byol-haiku", "online": torch_names(file["experiment_state"])}
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
     return file
 
 

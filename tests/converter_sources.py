@@ -73,18 +73,118 @@ def official_backbone(backbone):
     return {"state_dict": dict(backbone), "author": "OpenSelfSup"}
 
 
+def moco(backbone):
+    """A checkpoint of facebookresearch/moco v2; v1 differs in the head alone."""
+    encoder = backbone | _under("fc.", _head(0, 2))
+    state = _under("encoder_q.", encoder) | _under("encoder_k.", encoder)
+    state |= {"queue": torch.ones(2, 8), "queue_ptr": torch.tensor([3])}
+    state = _under("module.", state)
+    return {"epoch": 200, "arch": "resnet50", "state_dict": state, "optimizer": {"state": {}}}
+
+
+def coincheung(backbone):
+    """MoCo's layout with a second head."""
+    file = moco(backbone)
+    for side in ("encoder_q", "encoder_k"):
+        file["state_dict"] |= _under(f"module.{side}.dense_head.", _head(0, 2))
+    return file
+
+
+def torchvision(backbone):
+    """A bare dictionary, as torchvision and timm publish."""
+    return backbone | {"fc.weight": torch.ones(5, 256), "fc.bias": torch.ones(5)}
+
+
+def openselfsup_moco(backbone):
+    """The backbone twice, as in DenseCL's official files, without the second head and queue."""
+    file = official_raw(backbone)
+    names = [n for n in file["state_dict"] if "mlp2" in n or n.startswith("queue2")]
+    for name in names:
+        del file["state_dict"][name]
+    return file
+
+
+def openmmlab(backbone):
+    """mmpretrain's DenseCL: the key encoder is an averaged model that counts its steps."""
+    neck = _under("mlp.", _head(0, 2)) | _under("mlp2.", _head(0, 2))
+    state = _under("backbone.", backbone) | _under("neck.", neck)
+    state |= _under("encoder_k.module.0.", backbone) | _under("encoder_k.module.1.", neck)
+    state |= {"encoder_k.steps": torch.tensor(7)}
+    for queue in ("queue", "queue2"):
+        state |= {queue: torch.ones(2, 8), f"{queue}_ptr": torch.tensor([3])}
+    return {"meta": {"epoch": 200}, "state_dict": state, "message_hub": {}}
+
+
+SEQUENTIAL = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+
+
+def lightly(backbone):
+    """examples/pytorch/densecl.py of lightly: children of the network, numbered."""
+    numbered = {}
+    for name, tensor in backbone.items():
+        first, rest = name.split(".", 1)
+        numbered[f"{SEQUENTIAL[first]}.{rest}"] = tensor
+    head = _under("layers.", _head(0, 2))
+    state = {}
+    for suffix in ("", "_momentum"):
+        state |= _under(f"backbone{suffix}.", numbered)
+        state |= _under(f"projection_head_global{suffix}.", head)
+        state |= _under(f"projection_head_local{suffix}.", head)
+    return state
+
+
+def solo_learn(backbone, trunk="backbone"):
+    """MoCo v2+ of solo-learn, as Lightning saves it."""
+    state = _under(f"{trunk}.", backbone) | _under(f"momentum_{trunk}.", backbone)
+    state |= {"classifier.weight": torch.ones(5, 256), "classifier.bias": torch.ones(5)}
+    state |= _under("projector.", _head(0, 2)) | _under("momentum_projector.", _head(0, 2))
+    state |= {"queue": torch.ones(2, 2, 8), "queue_ptr": torch.tensor([3])}
+    return {"epoch": 400, "pytorch-lightning_version": "1.6.4", "state_dict": state}
+
+
+def vissl(backbone):
+    """The trunk alone; heads lie beside it."""
+    trunk = _under("_feature_blocks.", backbone)
+    model = {"trunk": trunk, "heads": _under("0.clf.", _head(0, 2))}
+    return {"phase_idx": 99, "classy_state_dict": {"base_model": {"model": model, "meta": {}}}}
+
+
 MAKERS = {
     "densecl-pipeline": ours,
     "densecl-official-raw": official_raw,
     "densecl-official-backbone": official_backbone,
+    "moco": moco,
+    "densecl-coincheung": coincheung,
+    "torchvision": torchvision,
+    "openselfsup-moco-raw": openselfsup_moco,
+    "openmmlab-raw": openmmlab,
+    "lightly": lightly,
+    "solo-learn": solo_learn,
+    "solo-learn-encoder": functools.partial(solo_learn, trunk="encoder"),
+    "vissl": vissl,
 }
 
 # Where each layout keeps its tensors, and what stands before torchvision's names.
 CONTAINERS = {
-    "densecl-pipeline": ("model", "query.backbone."),
-    "densecl-official-raw": ("state_dict", "backbone."),
-    "densecl-official-backbone": ("state_dict", ""),
+    "densecl-pipeline": (("model",), "query.backbone."),
+    "densecl-official-raw": (("state_dict",), "backbone."),
+    "densecl-official-backbone": (("state_dict",), ""),
+    "moco": (("state_dict",), "module.encoder_q."),
+    "densecl-coincheung": (("state_dict",), "module.encoder_q."),
+    "torchvision": ((), ""),
+    "openselfsup-moco-raw": (("state_dict",), "backbone."),
+    "openmmlab-raw": (("state_dict",), "backbone."),
+    "lightly": ((), "backbone."),
+    "solo-learn": (("state_dict",), "backbone."),
+    "solo-learn-encoder": (("state_dict",), "encoder."),
+    "vissl": (("classy_state_dict", "base_model", "model", "trunk"), "_feature_blocks."),
 }
+
+
+def tensors_in(file, layout):
+    """The dictionary of tensors inside a file of this layout, and the prefix of its trunk."""
+    container, prefix = CONTAINERS[layout]
+    return functools.reduce(lambda inner, key: inner[key], container, file), prefix
 
 
 def run_converter(*words):
