@@ -5,7 +5,7 @@ import signal
 import sys
 from types import FrameType
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -17,7 +17,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested_by: str | None = None
-        for number in _SIGNALS:
+        for number in HANDLED:
             signal.signal(number, self._handle)
 
     def __bool__(self) -> bool:
@@ -35,7 +35,7 @@ def set_up_worker(_worker: int = 0) -> None:
     Without the last line a worker whose parent was killed waits for ever for its batches to be
     fetched (its siblings hold the pipe open).
     """
-    for number in _SIGNALS:  # they often go to a whole process group
+    for number in HANDLED:  # they often go to a whole process group
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,6 +1,7 @@
 """Shared by all tests: one thread per process, a folder of small images, several processes."""
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -9,9 +10,22 @@ from benchmark_fixtures import write_tiny_voc
 from PIL import Image
 
 from benchmarks.voc import read_set
+from common.shutdown import HANDLED
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    """What a test lets a program do at a signal ends with the test.
+
+    Processes forked by a later test would inherit it, and not end when they are told to.
+    """
+    handlers = {number: signal.getsignal(number) for number in HANDLED}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

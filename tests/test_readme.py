@@ -3,7 +3,6 @@
 import re
 import runpy
 import shlex
-import signal
 import sys
 from pathlib import Path
 
@@ -14,14 +13,6 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(
     r"(?:python|torchrun\s.*?) ?(-m (?!venv|pip)[\w.]+|run_all\.py)([^`\n]*)", README
 )
-
-
-@pytest.fixture
-def keep_signal_handlers():
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:configs|tests)/[\w./]+\.\w+", README))))
@@ -36,7 +27,7 @@ def test_the_file_tree_names_every_module():
 
 
 @pytest.mark.parametrize("program", sorted({program for program, _ in COMMANDS}))
-def test_a_commands_options_are_known(program, monkeypatch, capsys, keep_signal_handlers):
+def test_a_commands_options_are_known(program, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["program", "--help"])
     monkeypatch.syspath_prepend(str(ROOT))
     with pytest.raises(SystemExit) as left:
