@@ -10,20 +10,17 @@ SIGINT and SIGUSR2 save first. Datasets are looked for in $DETECTRON2_DATASETS (
 """
 
 import argparse
-import warnings
 from pathlib import Path
 
-from benchmarks.config import SHORT_NAMES
 from benchmarks.run import RANDOM, Request, run_benchmark
 from common import distributed
+from common.benchmarks import benchmark_files
 from common.errors import run_command
 from common.shutdown import StopRequest
 
 
 def main() -> None:
     """Parse, run, leave."""
-    # fvcore's, at import; nothing a user could do about.
-    warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated", FutureWarning)
     stop = StopRequest()
     request = parse_arguments()
     try:
@@ -39,7 +36,7 @@ def parse_arguments() -> Request:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("benchmark", help=f"{', '.join(SHORT_NAMES)}, or a YAML file")
+    parser.add_argument("benchmark", help=f"{', '.join(benchmark_files())}, or a YAML file")
     parser.add_argument(
         "--weights",
         required=True,

@@ -10,14 +10,11 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
+from common.benchmarks import LAUNCH_KEYS, benchmark_files
 from common.errors import UserError, did_you_mean
 from common.files import fingerprint, read_yaml
 
 FOLDER = Path(__file__).parent.parent / "configs" / "benchmarks"
-SHORT_NAMES = {"voc": "voc_r50_c4_24k", "mini_voc": "mini_voc_r50_c4"}
-
-# Where and how fast a run goes, never what it computes.
-_LAUNCH_KEYS = ("MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD", "VERSION")
 
 
 def find_config(benchmark: str) -> Path:
@@ -25,15 +22,16 @@ def find_config(benchmark: str) -> Path:
 
     Raises UserError when there is none.
     """
+    known = benchmark_files()
     if benchmark.endswith((".yaml", ".yml")):
         path = Path(benchmark)
     else:
-        path = FOLDER / f"{SHORT_NAMES.get(benchmark, benchmark)}.yaml"
+        path = FOLDER / (known[benchmark].name if benchmark in known else f"{benchmark}.yaml")
     if not path.is_file():
-        names = [*SHORT_NAMES, *(file.stem for file in FOLDER.glob("*.yaml"))]
+        names = [*known, *(file.stem for file in FOLDER.glob("*.yaml"))]
         hint = did_you_mean(benchmark, names)
         raise UserError(
-            f"{benchmark}: no such benchmark{hint}: give {', '.join(SHORT_NAMES)} or a YAML file"
+            f"{benchmark}: no such benchmark{hint}: give {', '.join(known)} or a YAML file"
         )
     return path
 
@@ -54,7 +52,7 @@ def load_config(file: Path, overrides: Sequence[str] = ()) -> CfgNode:
 
 def identity(config: CfgNode) -> dict[str, Any]:
     """The part of the configuration that decides a result: all but the launch settings."""
-    return {key: value for key, value in _items(config) if key not in _LAUNCH_KEYS}
+    return {key: value for key, value in _items(config) if key not in LAUNCH_KEYS}
 
 
 def config_sha256(config: CfgNode) -> str:

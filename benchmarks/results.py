@@ -26,7 +26,7 @@ class Results:
     seed: int
     """The trial's seed: it decides initialisation, data order and augmentation."""
     metrics: dict[str, float]
-    """AP, AP50, AP75 and AP50-CLASS of the last evaluation, in percent."""
+    """The last evaluation's, in percent: AP (of boxes APb, of masks APm), AP50, AP-CLASS, ..."""
     engine: str
     """detectron2 or torchvision."""
     engine_version: str

@@ -4,6 +4,7 @@ FOLDER/  (runs/benchmarks/BENCHMARK/ROW/seed_N unless --output says otherwise)
   config.yaml  owner.json   what the run is
   env.json  log.txt         on what it ran and what it said
   attempts.jsonl            when it was started, for the time over all restarts
+  examples/                 pictures of predictions beside the truth
   results.json  DONE        the outcome
 and what the engine writes.
 """
@@ -19,9 +20,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.checks import check
 from benchmarks.config import config_sha256, find_config, identity, load_config
+from benchmarks.examples import write_examples
 from benchmarks.results import Results, write_results
-from benchmarks.voc import find_set
 from benchmarks.weights import read_backbone
 from common import distributed
 from common.environment import describe_environment
@@ -56,9 +58,9 @@ def run_benchmark(request: Request, stop: StopRequest) -> None:
     """
     file = find_config(request.benchmark)
     config = load_config(file, request.settings)
-    engine_name, engine = find_engine(request.engine)
+    engine_name, engine = find_engine(request.engine, config)
     device = distributed.start(_device_type(config))
-    _check(config, device)
+    check(config, device)
     backbone = None
     if request.weights != RANDOM:
         backbone = read_backbone(Path(request.weights), config)
@@ -87,14 +89,20 @@ def run_benchmark(request: Request, stop: StopRequest) -> None:
         reason = stop.requested_by or "another process"
         log.info("stopped by %s: the same command continues", reason)
     elif distributed.is_main():
+        if "SVM" not in config:
+            write_examples(folder, config, device)
         _record(folder, what, config, engine.version(), device, metrics)
 
 
-def find_engine(name: str) -> tuple[str, ModuleType]:
+def find_engine(name: str, config: Any) -> tuple[str, ModuleType]:
     """The engine called `name`; "auto" is Detectron2 where it is importable, else torchvision.
 
-    Raises UserError when Detectron2 is asked for and cannot be imported.
+    Raises UserError when Detectron2 is asked for and cannot be imported, or has no part in it.
     """
+    if config.MODEL.get("META_ARCHITECTURE") == "LinearSVM":
+        if name == "detectron2":
+            raise UserError("--engine detectron2: frozen features and SVMs are torchvision's only")
+        return "torchvision", importlib.import_module("benchmarks.svm")
     if name in ("auto", "detectron2"):
         try:
             return "detectron2", importlib.import_module("benchmarks.detectron2_engine")
@@ -121,25 +129,6 @@ def _device_type(config: Any) -> str:
     return wanted
 
 
-def _check(config: Any, device: torch.device) -> None:
-    """What would otherwise end the run later: missing data, impossible numbers."""
-    for name in (*config.DATASETS.TRAIN, *config.DATASETS.TEST):
-        find_set(name)
-    if len(config.DATASETS.TEST) != 1 or not config.DATASETS.TRAIN:
-        raise UserError("DATASETS: at least one TRAIN set and exactly one TEST set are needed")
-    solver, processes = config.SOLVER, distributed.world_size()
-    if solver.IMS_PER_BATCH < 1 or solver.IMS_PER_BATCH % processes:
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH} over all processes: "
-            f"it must be a multiple of their number, {processes}"
-        )
-    for key in ("MAX_ITER", "CHECKPOINT_PERIOD"):
-        if solver[key] < 1:
-            raise UserError(f"SOLVER.{key} is {solver[key]}: at least 1 is needed")
-    if processes > 1 and device.type == "cpu" and config.MODEL.RESNETS.NORM == "SyncBN":
-        raise UserError("SyncBN over several processes needs GPUs: set MODEL.RESNETS.NORM BN")
-
-
 def _record(
     folder: Path,
     what: dict[str, Any],
@@ -159,7 +148,7 @@ def _record(
         engine_version=engine_version,
         weights_sha256=what["weights_sha256"],
         config_sha256=config_sha256(config),
-        schedule={"iterations": config.SOLVER.MAX_ITER, "batch": config.SOLVER.IMS_PER_BATCH},
+        schedule=_schedule(config),
         trained_on=list(config.DATASETS.TRAIN),
         device=_describe(device),
         environment=environment,
@@ -170,6 +159,13 @@ def _record(
     write_results(folder / "results.json", results)
     mark_done(folder, what, results="results.json")
     log.info("finished: %s", folder / "results.json")
+
+
+def _schedule(config: Any) -> dict[str, int]:
+    """Iterations and images in each; empty where nothing is trained."""
+    if "SVM" in config:
+        return {}
+    return {"iterations": config.SOLVER.MAX_ITER, "batch": config.SOLVER.IMS_PER_BATCH}
 
 
 def _describe(device: torch.device) -> str:

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -30,7 +31,8 @@ def start(device_type: str = "auto") -> torch.device:
     if use_cuda:
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        dist.init_process_group("nccl" if use_cuda else "gloo")
+        # The others wait while the main process scores a whole test set: ten minutes and more.
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timedelta(hours=1))
     return torch.device(device)
 
 
@@ -100,6 +102,12 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     if world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def contiguous_share(items: list[Result]) -> list[Result]:
+    """This process's part of `items`; gathered by rank, the parts are in order again."""
+    size = -(-len(items) // world_size())
+    return items[size * rank() : size * (rank() + 1)]
 
 
 def this_process_rows(rows: torch.Tensor) -> torch.Tensor:

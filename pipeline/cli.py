@@ -71,7 +71,10 @@ def _parse_arguments() -> argparse.Namespace:
         "--methods", type=_names, default=("densecl",), help="default: densecl; a comma between two"
     )
     parser.add_argument(
-        "--benchmarks", type=_names, default=("voc",), help="default: voc; a comma between two"
+        "--benchmarks",
+        type=_names,
+        default=("voc",),
+        help="default: voc; a comma between two; all: every one for a ResNet-50",
     )
     parser.add_argument(
         "--trials",

@@ -46,7 +46,7 @@ def load_graph(folder: Path) -> Records:
         return {name: Record(**entry) for name, entry in stages.items()}
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a graph of this program's ({error}): move it away") from None
 
 

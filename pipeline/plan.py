@@ -1,6 +1,7 @@
 """From the command line's choices to the stages, in an order in which they can run.
 
-data → pretrain/METHOD-DATA → convert/METHOD-DATA → benchmarks/BENCHMARK/ROW/seed_N → tables
+data → pretrain/METHOD-DATA → convert/METHOD-DATA → benchmarks/BENCHMARK/ROW/seed_N
+     → tables → report
 
 Nothing here imports torch or another package of the pipeline: planning is instant.
 """
@@ -9,17 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.benchmarks import benchmark_files
 from common.errors import UserError, did_you_mean
 from pipeline.stage import Stage
 
 PRETRAIN_CONFIGS = Path("configs/pretrain")
-BENCHMARK_CONFIGS = Path("configs/benchmarks")
 MINIATURE = Path("datasets/mini")
 
 # What --pretrain means: METHOD_SUFFIX.yaml under configs/pretrain.
 SOURCES = {"IN": "imagenet_200ep", "CC": "coco_800ep", "MINI": "mini"}
-# What --benchmarks means: the names `python -m benchmarks` knows, and the files they stand for.
-BENCHMARKS = {"voc": "voc_r50_c4_24k", "mini_voc": "mini_voc_r50_c4"}
+ALL = "all"  # --benchmarks: all that go with a ResNet-50
 RANDOM = "random"  # the row of a backbone that was never pre-trained
 
 
@@ -46,17 +46,18 @@ def plan(choices: Choices) -> list[Stage]:
     Raises UserError for a method or benchmark that has no configuration file.
     """
     configs = {method: _pretrain_config(method, choices.source) for method in choices.methods}
-    benchmarks = [_benchmark(name, choices) for name in choices.benchmarks]
+    benchmarks = _benchmarks(choices)
     stages = [_data()] if choices.is_miniature else []
     data = tuple(stage.name for stage in stages)
     for method, config in configs.items():
         stages += _weights(method, config, choices, data)
-    for benchmark in benchmarks:
+    for benchmark, config in benchmarks.items():
         for row in (*(f"{method}-{choices.source}" for method in configs), RANDOM):
             stages += [
-                _trial(benchmark, row, seed, choices, data) for seed in range(1, choices.trials + 1)
+                _trial(benchmark, config, row, seed, choices, data)
+                for seed in range(1, choices.trials + 1)
             ]
-    return [*stages, _tables(choices.folder, stages)]
+    return [*stages, _tables(choices.folder, stages), _report(choices.folder)]
 
 
 def _data() -> Stage:
@@ -96,7 +97,9 @@ def _weights(
     return pretrain, convert
 
 
-def _trial(benchmark: str, row: str, seed: int, choices: Choices, data: tuple[str, ...]) -> Stage:
+def _trial(
+    benchmark: str, config: Path, row: str, seed: int, choices: Choices, data: tuple[str, ...]
+) -> Stage:
     name = f"benchmarks/{benchmark}/{row}/seed_{seed}"
     folder = choices.folder / name
     weights = RANDOM if row == RANDOM else str(choices.folder / "weights" / f"{row}.pkl")
@@ -106,7 +109,7 @@ def _trial(benchmark: str, row: str, seed: int, choices: Choices, data: tuple[st
         words=(*words, "--seed", str(seed), "--output", str(folder)),
         outputs=(folder / "results.json", folder / "DONE"),
         needs=data if row == RANDOM else (*data, f"convert/{row}"),
-        configs=(BENCHMARK_CONFIGS / f"{BENCHMARKS[benchmark]}.yaml",),
+        configs=(config,),
         owns=(folder,),
         replaceable=True,
         on_every_gpu=not choices.is_miniature,
@@ -116,7 +119,18 @@ def _trial(benchmark: str, row: str, seed: int, choices: Choices, data: tuple[st
 def _tables(folder: Path, stages: Sequence[Stage]) -> Stage:
     trials = tuple(stage.name for stage in stages if stage.name.startswith("benchmarks/"))
     words = ("-m", "benchmarks.tables", str(folder))
-    return Stage(name="tables", words=words, outputs=(), needs=trials, always=True)
+    index = folder / "tables" / "tables.json"
+    return Stage(name="tables", words=words, outputs=(index,), needs=trials, always=True)
+
+
+def _report(folder: Path) -> Stage:
+    return Stage(
+        name="report",
+        words=("-m", "pipeline.report", str(folder)),
+        outputs=(folder / "report.html",),
+        needs=("tables",),
+        always=True,
+    )
 
 
 def _pretrain_config(method: str, source: str) -> Path:
@@ -130,22 +144,27 @@ def _pretrain_config(method: str, source: str) -> Path:
     return PRETRAIN_CONFIGS / f"{method}{ending}"
 
 
-def _benchmark(name: str, choices: Choices) -> str:
-    """The benchmark's full name: in a miniature run, voc stands for mini_voc."""
+def _benchmarks(choices: Choices) -> dict[str, Path]:
+    """Full names of the chosen benchmarks and their files; in a miniature run, voc is mini_voc."""
     prefix = "mini_" if choices.is_miniature else ""
     available = {
-        known.removeprefix(prefix)
-        for known, stem in BENCHMARKS.items()
-        if known.startswith("mini_") == choices.is_miniature
-        and (BENCHMARK_CONFIGS / f"{stem}.yaml").is_file()
+        name.removeprefix(prefix): file
+        for name, file in benchmark_files().items()
+        if name.startswith("mini_") == choices.is_miniature
     }
-    short = name.removeprefix(prefix)
-    if short not in available:
-        raise UserError(
-            f"--benchmarks {name}: no such benchmark for --pretrain {choices.source}"
-            f"{did_you_mean(short, available)}: available are {_listed(available)}"
-        )
-    return prefix + short
+    chosen: dict[str, Path] = {}
+    for word in choices.benchmarks:
+        short = word.removeprefix(prefix)
+        if word == ALL:
+            chosen |= {name: file for name, file in available.items() if "r101" not in file.stem}
+        elif short in available:
+            chosen[short] = available[short]
+        else:
+            raise UserError(
+                f"--benchmarks {word}: no such benchmark for --pretrain {choices.source}"
+                f"{did_you_mean(short, available)}: available are {ALL}, {', '.join(available)}"
+            )
+    return {prefix + name: file for name, file in chosen.items()}
 
 
 def _listed(names: set[str]) -> str:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.benchmarks import LAUNCH_KEYS
 from common.files import fingerprint, read_yaml, sha256_of
 
-# Where and how fast a stage runs, never what it computes.
-_LAUNCH_KEYS = ("launch", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD")
+# Where and how fast a stage runs, never what it computes: pre-training's section, benchmarks' keys.
+_LAUNCH_KEYS = ("launch", *LAUNCH_KEYS)
 
 
 @dataclass(frozen=True)

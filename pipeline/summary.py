@@ -45,9 +45,9 @@ def print_summary(records: Records, seconds: float) -> None:
     table.add_column("why")
     for name, record in records.items():
         ran = record.state not in (graph.PENDING, graph.BLOCKED)
-        table.add_row(name, record.state, _duration(record.seconds) if ran else "", record.note)
+        table.add_row(name, record.state, duration(record.seconds) if ran else "", record.note)
     table.add_section()
-    table.add_row("this command", "", _duration(seconds), "")
+    table.add_row("this command", "", duration(seconds), "")
     # A file or a pipe has no width of its own: wide enough that no name is cut.
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
@@ -56,7 +56,8 @@ def verdict(records: Records, folder: Path, command: str) -> str:
     """One line: whether all is done, and otherwise what to do."""
     states = [record.state for record in records.values()]
     if states.count(graph.DONE) == len(states):
-        return f"all {len(states)} stages done"
+        report = folder / "report.html"
+        return f"all {len(states)} stages done" + (f": see {report}" if report.exists() else "")
     if graph.FAILED in states:
         failed = [name for name, record in records.items() if record.state == graph.FAILED]
         logs = ", ".join(str(folder / "logs" / f"{name}.log") for name in failed)
@@ -64,7 +65,8 @@ def verdict(records: Records, folder: Path, command: str) -> str:
     return f"interrupted; the same command continues: {command}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as a person would say them."""
     minutes, rest = divmod(seconds, 60)
     hours, minutes = divmod(int(minutes), 60)
     if hours:

@@ -3,11 +3,14 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+from cityscapesscripts.helpers.annotation import Annotation
+from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
 from golden.recipe import make_image
 from PIL import Image
 
@@ -38,6 +41,16 @@ _TINY = {
     "TEST.PRECISE_BN.NUM_ITER": "2",
 }
 TINY = [word for pair in _TINY.items() for word in pair]
+# Mask R-CNN on a pyramid, as small.
+_TINY_FPN = {
+    **_TINY,
+    "MODEL.FPN.OUT_CHANNELS": "16",
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": "16",
+    "MODEL.ROI_BOX_HEAD.FC_DIM": "16",
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": "16",
+    "TEST.EVAL_PERIOD": "0",
+}
+TINY_FPN = [word for pair in _TINY_FPN.items() for word in pair]
 
 
 def write_tiny_voc(datasets, train=10, test=4):
@@ -78,6 +91,103 @@ def write_annotation(folder, name, height, width, things):
     (folder / "Annotations" / f"{name}.xml").write_text(text)
 
 
+def write_tiny_coco(datasets, train=10, val=4):
+    """`datasets`/mini/coco with `train` + `val` images; each third has a crowd, the last nothing.
+
+    Some boxes and outlines are whole numbers, some are not.
+    """
+    folder = datasets / "mini" / "coco"
+    (folder / "annotations").mkdir(parents=True)
+    for split, first, count in (("train2017", 1, train), ("val2017", 1001, val)):
+        (folder / split).mkdir()
+        images, annotations = [], []
+        for number in range(first, first + count):
+            height, width = (64, 80) if number % 3 else (80, 60)
+            name = f"{number:012d}.jpg"
+            Image.fromarray(make_image(number, height, width)).save(folder / split / name)
+            images.append({"id": number, "file_name": name, "height": height, "width": width})
+            things = [] if number == first + count - 1 else objects(number, height, width)
+            for index, (kind, box, _) in enumerate(things):
+                crowd = index == 1 and number % 3 == 1
+                annotation = coco_object(kind, box, crowd, height, width, shift=0.25 * (number % 2))
+                annotations.append({"id": len(annotations) + 1, "image_id": number, **annotation})
+        named = zip((1, 2, 3, 5), CLASSES)
+        categories = [{"id": number, "name": name} for number, name in named]
+        whole = {"images": images[::-1], "annotations": annotations, "categories": categories}
+        file = folder / "annotations" / f"instances_{split}.json"
+        file.write_text(json.dumps(whole))
+    return folder
+
+
+def coco_object(kind, box, crowd, height, width, shift):
+    """One annotation: a crowd's run lengths, or a diamond beside a triangle in the box."""
+    x0, y0, x1, y1 = (value + shift if shift else int(value) for value in box)
+    middle = (x0 + x1) // 2 + shift
+    outlines = [
+        [x0, (y0 + y1) / 2, middle, y0, x1, (y0 + y1) / 2, middle, y1],
+        [x0, y0, x0 + 5, y0, x0, y0 + 5],
+    ]
+    inside = int(x0) * height
+    counts = [inside, 400, height * width - inside - 400]
+    return {
+        "category_id": (1, 2, 3, 5)[CLASSES.index(kind)],
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": (x1 - x0) * (y1 - y0) / 2,
+        "iscrowd": int(crowd),
+        "segmentation": {"counts": counts, "size": [height, width]} if crowd else outlines,
+    }
+
+
+def write_tiny_cityscapes(datasets, train=4, val=2):
+    """`datasets`/mini/cityscapes with things before and behind each other, groups and others."""
+    folder = datasets / "mini" / "cityscapes"
+    for split, count in (("train", train), ("val", val)):
+        for number in range(count):
+            city = ("aachen", "ulm")[number % 2]
+            random = np.random.RandomState(number)
+            name = f"{city}_{number:06d}_000019"
+            for part in ("leftImg8bit", "gtFine"):
+                (folder / part / split / city).mkdir(parents=True, exist_ok=True)
+            image = folder / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png"
+            Image.fromarray(make_image(number, 64, 128)).save(image)
+            names = [
+                "road",
+                "car",
+                "rider",
+                "persongroup",
+                "license plate",
+                "car",
+                "sky",
+                "person",
+            ]
+            outlines = [rectangle(0, 0, 128, 64), *(blob(random) for _ in names[1:])]
+            objects = [{"label": k, "polygon": o} for k, o in zip(names, outlines)]
+            objects.append({"label": "bus", "polygon": rectangle(5, 5, 60, 60), "deleted": 1})
+            content = {"imgHeight": 64, "imgWidth": 128, "objects": objects}
+            stem = folder / "gtFine" / split / city / f"{name}_gtFine"
+            file = stem.with_name(f"{stem.name}_polygons.json")
+            file.write_text(json.dumps(content))
+            annotation = Annotation()
+            annotation.fromJsonFile(str(file))
+            ids = np.array(createInstanceImage(annotation, "ids")).astype(np.uint16)
+            Image.fromarray(ids).save(f"{stem}_instanceIds.png")
+            labels = np.where(ids < 1000, ids, ids // 1000).astype(np.uint8)
+            Image.fromarray(labels).save(f"{stem}_labelIds.png")
+    return folder
+
+
+def rectangle(x0, y0, x1, y1):
+    """Its corners."""
+    return [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
+
+
+def blob(random):
+    """Corners around a random centre."""
+    angles = np.sort(random.uniform(0, 2 * np.pi, 9))
+    around = np.stack([np.cos(angles), np.sin(angles)], 1) * random.uniform(12, 24, (9, 1))
+    return np.round(random.uniform([25, 20], [100, 45]) + around).astype(int).tolist()
+
+
 def tiny_config(*changes):
     """The tiny detector's configuration with KEY, VALUE words changed."""
     return load_config(find_config("mini_voc"), [*TINY, *changes])
@@ -88,8 +198,8 @@ def trunk(config, seed=0):
     random = np.random.RandomState(seed)
     tensors = {}
     for name, value in build_model(config).state_dict().items():
-        short = name.removeprefix("backbone.").removeprefix("roi_heads.")
-        head = name.startswith(("proposal", "roi_heads.box", "roi_heads.res5.norm"))
+        short = re.sub(r"^(backbone\.(bottom_up\.)?|roi_heads\.)", "", name)
+        head = not short.startswith(("stem", "res")) or short.startswith("res5.norm")
         if not head and not name.endswith("num_batches_tracked"):
             size = tuple(value.shape)
             tensors[short] = (0.5 + 0.1 * random.standard_normal(size)).astype(np.float32)
@@ -128,9 +238,14 @@ def environment(datasets):
 
 
 def run(datasets, *words, engine="torchvision"):
-    """Run the command to its end: the completed process, with its output as text."""
+    """Run `command` to its end: the completed process, with its output as text."""
+    return run_to_end(datasets, command(*words, engine=engine))
+
+
+def run_to_end(datasets, command):
+    """Run any command on `datasets` to its end."""
     return subprocess.run(
-        command(*words, engine=engine),
+        command,
         cwd=ROOT,
         env=environment(datasets),
         capture_output=True,

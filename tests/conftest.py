@@ -6,10 +6,10 @@ import signal
 import numpy as np
 import pytest
 import torch
-from benchmark_fixtures import write_tiny_voc
+from benchmark_fixtures import write_tiny_cityscapes, write_tiny_coco, write_tiny_voc
 from PIL import Image
 
-from benchmarks.voc import read_set
+from benchmarks.datasets.catalog import read_set
 from common.shutdown import HANDLED
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
@@ -44,9 +44,11 @@ def image_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory):
-    """A folder for DETECTRON2_DATASETS that holds a tiny VOC."""
+    """A folder for DETECTRON2_DATASETS that holds a tiny VOC, COCO and Cityscapes."""
     folder = tmp_path_factory.mktemp("datasets")
     write_tiny_voc(folder)
+    write_tiny_coco(folder)
+    write_tiny_cityscapes(folder)
     return folder
 
 
@@ -56,3 +58,11 @@ def images(datasets):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(datasets))
         yield read_set("mini_voc_2007_trainval")
+
+
+@pytest.fixture(scope="module")
+def coco_images(datasets):
+    """The training images of the tiny COCO: objects with outlines."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(datasets))
+        yield read_set("mini_coco_2017_train")

@@ -12,6 +12,8 @@ from benchmark_fixtures import (
     trunk,
     write_annotation,
     write_pickle,
+    write_tiny_cityscapes,
+    write_tiny_coco,
     write_tiny_voc,
 )
 
@@ -24,6 +26,8 @@ from common.errors import UserError
 def datasets(tmp_path, monkeypatch):
     folder = tmp_path / "datasets"
     write_tiny_voc(folder, train=4, test=2)
+    write_tiny_coco(folder, train=4, val=2)
+    write_tiny_cityscapes(folder, train=1, val=1)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(folder))
     return folder
 
@@ -57,6 +61,20 @@ def call(tmp_path, monkeypatch):
         (["mini_voc", "--weights", "random", "MODEL.DEVICE", "tpu"], "choose cpu or cuda"),
         (["mini_voc", "--weights", "random", "DATASETS.TEST", "['voc']"], "unknown dataset"),
         (["voc", "--weights", "random", "MODEL.DEVICE", "cpu"], "voc_2007_trainval.*is missing"),
+        (["coco", "--weights", "random", "MODEL.DEVICE", "cpu"], "coco_2017_train.*is missing"),
+        (
+            ["cityscapes_instance", "--weights", "random", "MODEL.DEVICE", "cpu"],
+            "cityscapes_fine_instance_seg_train.*is missing",
+        ),
+        (
+            ["mini_coco", "--weights", "random", "MODEL.ROI_HEADS.NUM_CLASSES", "80"],
+            "NUM_CLASSES is 80, but mini_coco_2017_train has 4",
+        ),
+        (["mini_voc", "--weights", "random", "MODEL.MASK_ON", "True"], "has no outlines"),
+        (
+            ["mini_cityscapes_instance", "--weights", "random", "MODEL.MASK_ON", "False"],
+            "is evaluated by masks",
+        ),
     ],
 )
 def test_a_wrong_request_is_explained_and_writes_nothing(call, datasets, tmp_path, words, message):
@@ -134,6 +152,7 @@ def test_without_detectron2_auto_is_torchvision_and_asking_for_it_is_explained(m
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "benchmarks.detectron2_engine", raising=False)
     monkeypatch.setitem(sys.modules, "detectron2", None)
-    assert find_engine("auto")[0] == "torchvision"
+    config = tiny_config()
+    assert find_engine("auto", config)[0] == "torchvision"
     with pytest.raises(UserError, match=r"Detectron2 is not importable.*--engine torchvision"):
-        find_engine("detectron2")
+        find_engine("detectron2", config)

@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks.config import FOLDER, config_sha256, find_config, load_config
 from common.errors import UserError
+from common.files import read_yaml
 
 FILES = sorted(FOLDER.glob("*.yaml"))
 
@@ -47,18 +48,14 @@ def test_every_file_loads_and_says_what_it_is(file):
 
 @pytest.mark.parametrize("file", [f for f in FILES if "_BASE_" in f.read_text()])
 def test_every_file_holds_differences_only(file):
-    base = load_config(FOLDER / "base_rcnn_c4.yaml")
+    tree = read_yaml(file)
+    base = load_config(file.parent / tree.pop("_BASE_"))
     config = load_config(file)
-    changes = load_yaml(file)
-    for key in changes:
+    for key in keys_of(tree):
         assert value(config, key) != value(base, key), key
 
 
-def load_yaml(file):
-    import yaml
-
-    tree = yaml.safe_load(file.read_text())
-    tree.pop("_BASE_")
+def keys_of(tree):
     keys, rest = [], [("", tree)]
     while rest:
         prefix, node = rest.pop()

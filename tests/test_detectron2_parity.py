@@ -1,9 +1,6 @@
 """Side by side with Detectron2 itself: equal weights, batches and random draws, equal numbers."""
 # ruff: noqa: E402  (imports wait for the check that Detectron2 is there)
 
-from itertools import islice
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,9 +8,9 @@ from benchmark_fixtures import tiny_config
 from golden import recipe
 
 from benchmarks.config import FOLDER, find_config, load_config
-from benchmarks.torchvision_engine import data
-from benchmarks.torchvision_engine.model import build_model
-from benchmarks.torchvision_engine.solver import build_optimizer, build_schedule, set_learning_rate
+from benchmarks.torchvision_engine import detection_data as data
+from benchmarks.torchvision_engine import loader
+from benchmarks.torchvision_engine.solver import build_schedule, set_learning_rate
 
 pytest.importorskip("detectron2")
 pytestmark = pytest.mark.detectron2
@@ -22,15 +19,18 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 from detectron2.data.datasets.pascal_voc import load_voc_instances
-from detectron2.modeling import build_model as build_theirs
 from detectron2.solver import build_lr_scheduler
-from detectron2.solver import build_optimizer as build_their_optimizer
-from detectron2.structures import Boxes, Instances, PolygonMasks
-from detectron2.utils.events import EventStorage
+from side_by_side import (
+    assert_equal_detections,
+    assert_equal_losses_and_gradients,
+    assert_equal_states,
+    both,
+    their_config,
+)
 
-from benchmarks import detectron2_engine
-
-STEPS = 100
+DETECTORS = [
+    file for file in sorted(FOLDER.glob("*.yaml")) if "ROI_HEADS" in load_config(file).MODEL
+]
 
 # What we mean to set differently from Detectron2's defaults and its Base-RCNN-C4.yaml.
 DIFFERENT = {
@@ -113,46 +113,13 @@ def plain(value):
     return tuple(plain(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", DETECTORS, ids=lambda file: file.stem)
 def test_detectron2_resolves_our_files_to_the_same_values(file):
     theirs = get_cfg()
     theirs.merge_from_file(str(file))
     resolved = dict(flatten(theirs))
     for key, value in flatten(load_config(file)):
         assert plain(resolved[key]) == plain(value), key
-
-
-def their_config(config):
-    return detectron2_engine.detectron2_config(config, 0, Path("unused"))
-
-
-def their_batch(batch):
-    """Our images as Detectron2's models take them."""
-    result = []
-    for image in batch:
-        instances = Instances(tuple(image["image"].shape[-2:]))
-        instances.gt_boxes = Boxes(image["target"].boxes)
-        instances.gt_classes = image["target"].classes
-        if image["target"].polygons is not None:
-            instances.gt_masks = PolygonMasks(image["target"].polygons)
-        result.append({"image": image["image"], "instances": instances, "height": 99, "width": 77})
-    return result
-
-
-def both(config):
-    """Our model and Detectron2's, from one seed."""
-    torch.manual_seed(0)
-    ours = build_model(config)
-    torch.manual_seed(0)
-    theirs = build_theirs(their_config(config))
-    return ours.train(), theirs.train()
-
-
-def assert_equal_states(ours, theirs):
-    ours, theirs = ours.state_dict(), theirs.state_dict()
-    assert list(ours) == list(theirs)
-    for name, value in ours.items():
-        assert torch.equal(value, theirs[name]), name
 
 
 @pytest.mark.parametrize(
@@ -162,15 +129,16 @@ def assert_equal_states(ours, theirs):
         ["MODEL.RESNETS.STRIDE_IN_1X1", "True", "MODEL.RESNETS.DEPTH", "101"],
         ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.BACKBONE.FREEZE_AT", "2"],
         ["MODEL.BACKBONE.FREEZE_AT", "1", "MODEL.ROI_HEADS.NAME", "Res5ROIHeads"],
+        ["MODEL.MASK_ON", "True", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.01"],
         ["MODEL.RPN.SMOOTH_L1_BETA", "0.2", "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", "0.5"],
     ],
     ids=lambda changes: " ".join(changes[::2]) or "plain",
 )
-def test_initialisation_losses_gradients_and_detections_are_equal(images, changes):
+def test_initialisation_losses_gradients_and_detections_are_equal(coco_images, changes):
     config = tiny_config(*changes)
     ours, theirs = both(config)
     assert_equal_states(ours, theirs)
-    batch = next(data.training_batches(images, config, 0, 0))
+    batch = next(loader.training_batches(coco_images, config, 0, 0))
     assert_equal_losses_and_gradients(ours, theirs, batch)
     assert_equal_detections(ours, theirs, batch)
 
@@ -186,76 +154,15 @@ def test_initialisation_losses_gradients_and_detections_are_equal(images, change
     ],
     ids=lambda changes: " ".join(changes[::2]) or "plain",
 )
-def test_a_pyramids_initialisation_losses_gradients_and_detections_are_equal(images, changes):
+def test_a_pyramids_initialisation_losses_gradients_and_detections_are_equal(coco_images, changes):
     # An untrained model's scores are all alike: a low threshold gives detections to compare.
     threshold = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.01")
     config = load_config(recipe.FOLDER / "thin_fpn_mask.yaml", [*threshold, *changes])
     ours, theirs = both(config)
     assert_equal_states(ours, theirs)
-    batch = next(data.training_batches(images, config, 0, 0))
-    if config.MODEL.MASK_ON:
-        for image in batch:
-            polygons = [[recipe.polygon(box)] for box in image["target"].boxes.tolist()]
-            image["target"] = image["target"]._replace(polygons=polygons)
+    batch = next(loader.training_batches(coco_images, config, 0, 0))
     assert_equal_losses_and_gradients(ours, theirs, batch)
     assert_equal_detections(ours, theirs, batch)
-
-
-def assert_equal_losses_and_gradients(ours, theirs, batch):
-    torch.manual_seed(5)
-    our_losses = ours(batch)
-    torch.manual_seed(5)
-    with EventStorage():
-        their_losses = theirs(their_batch(batch))
-    assert our_losses.keys() == their_losses.keys()
-    for name, value in our_losses.items():
-        assert torch.equal(value, their_losses[name]), name
-    sum(our_losses.values()).backward()
-    sum(their_losses.values()).backward()
-    gradients = {name: p.grad for name, p in theirs.named_parameters()}
-    for name, parameter in ours.named_parameters():
-        assert (parameter.grad is None) == (gradients[name] is None), name
-        assert parameter.grad is None or torch.equal(parameter.grad, gradients[name]), name
-
-
-def assert_equal_detections(ours, theirs, batch):
-    for image in batch:
-        image.update(height=99, width=77)
-    with torch.no_grad():
-        for found, expected in zip(ours.eval()(batch), theirs.eval()(their_batch(batch))):
-            instances = expected["instances"]
-            assert torch.equal(found.boxes, instances.pred_boxes.tensor)
-            assert torch.equal(found.scores, instances.scores)
-            assert torch.equal(found.classes, instances.pred_classes)
-            if instances.has("pred_masks"):
-                assert len(found.masks) and torch.equal(found.masks, instances.pred_masks)
-
-
-def test_one_hundred_training_steps_are_equal(images):
-    words = ("SOLVER.MAX_ITER", "100", "SOLVER.STEPS", "(60, 90)", "SOLVER.WARMUP_ITERS", "20")
-    config = tiny_config(*words)
-    ours, theirs = both(config)
-    our_optimizer = build_optimizer(config.SOLVER, ours)
-    their_optimizer = build_their_optimizer(their_config(config), theirs)
-    schedule = build_schedule(config.SOLVER)
-    their_scheduler = build_lr_scheduler(their_config(config), their_optimizer)
-    batches = islice(data.training_batches(images, config, 0, 0), STEPS)
-    with EventStorage():
-        for step, batch in enumerate(batches):
-            rate = set_learning_rate(our_optimizer, config.SOLVER, schedule, step)
-            assert rate == their_optimizer.param_groups[0]["lr"]
-            torch.manual_seed(step)
-            our_loss = sum(ours(batch).values())
-            torch.manual_seed(step)
-            their_loss = sum(theirs(their_batch(batch)).values())
-            assert our_loss.item() == pytest.approx(their_loss.item(), rel=1e-5), step
-            for loss, optimizer in ((our_loss, our_optimizer), (their_loss, their_optimizer)):
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            their_scheduler.step()
-    assert step == STEPS - 1
-    assert_equal_states(ours, theirs)
 
 
 @pytest.mark.parametrize("benchmark", ["voc", "mini_voc"])
@@ -282,8 +189,7 @@ def test_annotations_are_read_as_detectron2_reads_them(images):
         assert (image.height, image.width) == (record["height"], record["width"])
         for ours, expected in zip(image.objects, record["annotations"], strict=True):
             assert ours.category == expected["category_id"]
-            x0, y0, x1, y1 = ours.box
-            assert [x0 - 1, y0 - 1, x1, y1] == expected["bbox"]
+            assert list(ours.box) == expected["bbox"]
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -1,5 +1,6 @@
 """The benchmark command on Detectron2 itself: it runs, stops, continues and reports alike."""
 
+import json
 import signal
 import subprocess
 import time
@@ -79,3 +80,29 @@ def test_an_unreadable_image_is_one_line(datasets, weights, tmp_path):
     done = run(broken, *words(weights, tmp_path / "run"), engine="detectron2")
     assert done.returncode == 2
     assert "not a readable image" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_is_measured_once_is_recorded_once_and_where_it_was_measured(tmp_path):
+    from detectron2.utils.events import EventStorage
+
+    from benchmarks.detectron2_engine.trainer import _Writer
+
+    writer = _Writer(tmp_path, first=0, last=4)
+    with EventStorage(0) as storage:
+        for iteration in range(4):
+            storage.put_scalar("lr", iteration, smoothing_hint=False)
+            if iteration == 1:
+                storage.put_scalar("metrics/AP", 50.0, smoothing_hint=False)
+            if iteration >= 2:
+                writer.write()
+            storage.step()
+        storage.put_scalar("metrics/AP", 60.0, smoothing_hint=False)
+        writer.write()
+    writer.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 2, "AP": 50.0},
+        {"step": 3, "lr": 2},
+        {"step": 4, "lr": 3},
+        {"step": 4, "AP": 60.0},
+    ]

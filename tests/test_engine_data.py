@@ -11,8 +11,9 @@ from benchmark_fixtures import tiny_config
 from golden.recipe import FOLDER
 from PIL import Image
 
-from benchmarks.torchvision_engine import data
-from benchmarks.voc import VocImage, VocObject
+from benchmarks.datasets.records import Instance, LabelledImage
+from benchmarks.torchvision_engine import detection_data as data
+from benchmarks.torchvision_engine import loader
 from common import distributed
 from common.errors import UserError
 
@@ -23,7 +24,7 @@ GOLDEN = np.load(FOLDER / "resize.npz")
 def golden_image(tmp_path):
     height, width = GOLDEN["input"].shape[:2]
     Image.fromarray(GOLDEN["input"]).save(tmp_path / "image.png")
-    return VocImage("image", tmp_path / "image.png", height, width, ())
+    return LabelledImage("image", tmp_path / "image.png", height, width, ())
 
 
 @pytest.mark.parametrize("short, longest", [(64, 1333), (160, 1333), (160, 180)])
@@ -54,7 +55,7 @@ def test_flipped_boxes_follow_their_pixels():
 
 
 def test_a_box_outside_the_image_is_clipped_and_an_empty_one_dropped(golden_image):
-    objects = (VocObject(1, (-20, 1, 40, 50), False), VocObject(2, (5, 5, 4, 9), False))
+    objects = (Instance(1, (-21, 0, 40, 50)), Instance(2, (4, 4, 4, 9)))
     sample = data.augmented(replace(golden_image, objects=objects), tiny_config(), 97, False)
     assert sample["target"].classes.tolist() == [1]
     assert sample["target"].boxes.tolist() == [[0, 0, 40, 50]]
@@ -65,19 +66,19 @@ def test_an_upright_photograph_taken_sideways(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned; the viewer turns it back
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
-    image = VocImage("a", tmp_path / "a.png", upright.height, upright.width, ())
+    image = LabelledImage("a", tmp_path / "a.png", upright.height, upright.width, ())
     found = data.load_image(image, tiny_config(), upright.height, 1000)
     np.testing.assert_array_equal(found, GOLDEN["input"])
 
 
 def order(images, seed, batches=40):
-    return list(islice(data.global_batches(images, 4, seed, True), batches))
+    return list(islice(loader.global_batches(images, 4, seed, True), batches))
 
 
 def shapes(count):
     """Images of which every third is upright."""
     size = lambda n: (90, 60) if n % 3 == 0 else (60, 90)  # noqa: E731
-    return [VocImage(str(n), Path(), *size(n), ()) for n in range(count)]
+    return [LabelledImage(str(n), Path(), *size(n), ()) for n in range(count)]
 
 
 def test_every_image_once_per_pass():
@@ -111,31 +112,31 @@ def assert_same(found, expected):
 
 
 def test_any_number_of_workers_gives_the_same_samples(images):
-    alone = flat(islice(data.training_batches(images, tiny_config(), 3, 0), 4))
+    alone = flat(islice(loader.training_batches(images, tiny_config(), 3, 0), 4))
     workers = tiny_config("DATALOADER.NUM_WORKERS", "2")
-    assert_same(flat(islice(data.training_batches(images, workers, 3, 0), 4)), alone)
+    assert_same(flat(islice(loader.training_batches(images, workers, 3, 0), 4)), alone)
 
 
 def test_any_number_of_processes_shares_the_same_batches(images, monkeypatch):
-    alone = list(islice(data.training_batches(images, tiny_config(), 3, 0), 3))
+    alone = list(islice(loader.training_batches(images, tiny_config(), 3, 0), 3))
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     shares = []
     for rank in range(2):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares.append(list(islice(data.training_batches(images, tiny_config(), 3, 0), 3)))
+        shares.append(list(islice(loader.training_batches(images, tiny_config(), 3, 0), 3)))
     together = [first + second for first, second in zip(*shares)]
     assert_same(flat(together), flat(alone))
 
 
 def test_continuing_at_an_iteration_gives_what_would_have_come(images):
-    whole = list(islice(data.training_batches(images, tiny_config(), 3, 0), 6))
-    later = list(islice(data.training_batches(images, tiny_config(), 3, 4), 2))
+    whole = list(islice(loader.training_batches(images, tiny_config(), 3, 0), 6))
+    later = list(islice(loader.training_batches(images, tiny_config(), 3, 4), 2))
     assert_same(flat(later), flat(whole[4:]))
 
 
 def test_samples_differ_between_passes(images):
     config = tiny_config("INPUT.MIN_SIZE_TRAIN", "(40,44,48,52,56,60,64,68)")
-    samples = [data._slot_sample(images, config, 0, (n, 0))["image"].shape for n in range(20)]
+    samples = [loader._slot_sample(images, config, 0, (n, 0))["image"].shape for n in range(20)]
     assert len(set(samples)) > 4
 
 
@@ -143,7 +144,7 @@ def test_samples_differ_between_passes(images):
 def test_an_unreadable_image_is_named(images, tmp_path, workers):
     (tmp_path / "broken.jpg").write_bytes(images[0].file.read_bytes()[:400])
     broken = [replace(image, file=tmp_path / "broken.jpg") for image in images]
-    batches = data.training_batches(broken, tiny_config("DATALOADER.NUM_WORKERS", workers), 0, 0)
+    batches = loader.training_batches(broken, tiny_config("DATALOADER.NUM_WORKERS", workers), 0, 0)
     with pytest.raises(UserError, match=r"broken\.jpg: not a readable image") as caught:
         next(batches)
     assert "Traceback" not in str(caught.value)

@@ -58,7 +58,7 @@ def test_every_evaluation_stage():
         pooled = heads.pool(feature, proposals)
         assert_close(pooled[:4], expected["pooled"])
         assert_close(heads.res5(pooled).mean(dim=[2, 3]), expected["box_features"])
-        class_logits, box_deltas = heads.predict(feature, proposals)
+        class_logits, box_deltas = heads.predict(heads.res5(pooled))
         assert_close(class_logits, expected["cls_logits"])
         assert_close(box_deltas, expected["box_deltas"])
 

@@ -9,7 +9,7 @@ import time
 import processes
 import pytest
 import torch
-from benchmark_fixtures import command
+from benchmark_fixtures import TINY_FPN, command
 
 from benchmarks.results import read_results
 from common.errors import run_command
@@ -20,6 +20,18 @@ def uninterrupted(datasets, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "straight"
     processes.run(child, 1, words(folder), str(datasets))
     return folder
+
+
+@pytest.mark.parametrize("benchmark", ["mini_coco", "mini_cityscapes_instance"])
+def test_masks_of_two_processes_are_evaluated_together(datasets, tmp_path, benchmark):
+    folder = tmp_path / "two"
+    short = ["SOLVER.MAX_ITER", "2", "TEST.PRECISE_BN.ENABLED", "False"]
+    request = [benchmark, "--weights", "random", "--engine", "torchvision", *TINY_FPN, *short]
+    processes.run(child, 2, [*request, "--output", str(folder)], str(datasets))
+    results = read_results(folder / "results.json")
+    assert results.device == "2 x CPU"
+    assert {"APm", "APm50"} <= results.metrics.keys()
+    assert ("APb" in results.metrics) == (benchmark == "mini_coco")
 
 
 def words(folder, *more):

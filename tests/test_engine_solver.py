@@ -41,3 +41,18 @@ def test_only_norms_are_spared_weight_decay():
     assert all(".norm." in names[id(p)] for p in spared["params"])
     assert not any(".norm." in names[id(p)] for p in decayed["params"])
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
+
+
+@pytest.mark.parametrize("name, iterations", [("voc_seg", 20_000), ("cityscapes", 40_000)])
+def test_the_segmentation_rate_falls_from_first_to_last(name, iterations):
+    solver = load_config(find_config(name)).SOLVER
+    schedule = build_schedule(solver)
+    for iteration in (0, 1, 7_000, iterations // 2, iterations - 1):
+        expected = (0.01 - 1e-4) * (1 - iteration / iterations) ** 0.9 + 1e-4
+        assert 0.01 * schedule(iteration / iterations) == pytest.approx(expected, rel=1e-12)
+
+
+def test_segmentation_spares_no_norms():
+    config = load_config(find_config("mini_voc_seg"))
+    groups = build_optimizer(config.SOLVER, build_model(config)).param_groups
+    assert {group["weight_decay"] for group in groups} == {0.0005}

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.config import find_config
+from common.benchmarks import benchmark_files
 from common.errors import UserError
-from pipeline.plan import BENCHMARK_CONFIGS, BENCHMARKS, Choices, plan
+from common.files import read_yaml
+from pipeline.plan import Choices, plan
 from pipeline.stage import Stage, read_settings, stage_fingerprint
 
 MINI = Choices("MINI", Path("runs/demo"))
@@ -23,6 +25,7 @@ def test_the_miniature_plan():
         "benchmarks/mini_voc/densecl-MINI/seed_1": ("data", "convert/densecl-MINI"),
         "benchmarks/mini_voc/random/seed_1": ("data",),
         "tables": ("benchmarks/mini_voc/densecl-MINI/seed_1", "benchmarks/mini_voc/random/seed_1"),
+        "report": ("tables",),
     }
     assert [" ".join(stage.words) for stage in stages.values()] == [
         "-m common.miniature datasets/mini",
@@ -34,6 +37,7 @@ def test_the_miniature_plan():
         "-m benchmarks mini_voc --weights random --row random"
         " --seed 1 --output runs/demo/benchmarks/mini_voc/random/seed_1",
         "-m benchmarks.tables runs/demo",
+        "-m pipeline.report runs/demo",
     ]
     assert not any(stage.on_every_gpu for stage in stages.values())
 
@@ -49,7 +53,7 @@ def test_the_plan_on_real_images(source, config):
     assert pretrain.words[-1] == "optim.epochs=7" and pretrain.on_every_gpu
     trials = [stage for stage in stages if stage.name.startswith("benchmarks/voc/")]
     assert len(trials) == 2 * 5 and len({stage.words for stage in trials}) == 10
-    assert len(stages) == 2 + 10 + 1
+    assert len(stages) == 2 + 10 + 2
 
 
 def test_each_stage_comes_after_those_it_needs():
@@ -65,14 +69,34 @@ def test_no_two_stages_own_the_same_files():
 
 
 def test_benchmarks_are_those_that_the_benchmarks_package_knows():
-    for name, stem in BENCHMARKS.items():
-        assert find_config(name).samefile(BENCHMARK_CONFIGS / f"{stem}.yaml")
+    files = benchmark_files()
+    assert {"voc", "mini_voc"} <= set(files)
+    for name, file in files.items():
+        assert find_config(name).samefile(file)
+
+
+def test_every_benchmark_has_a_short_name_and_no_two_share_one():
+    names = read_yaml(Path("configs/benchmarks.yaml"))
+    stems = {file.stem for file in Path("configs/benchmarks").glob("*.yaml")}
+    assert {stem for stem in stems if not stem.startswith("base_")} <= set(names.values())
+    assert len(set(names.values())) == len(names)
+    assert all(name.startswith("mini_") == stem.startswith("mini_") for name, stem in names.items())
 
 
 def test_a_miniature_benchmark_has_two_names():
-    assert plan(Choices("MINI", Path("r"), benchmarks=("mini_voc",))) == plan(
+    assert plan(Choices("MINI", Path("r"), benchmarks=("mini_voc", "voc"))) == plan(
         Choices("MINI", Path("r"), benchmarks=("voc",))
     )
+
+
+@pytest.mark.parametrize("source", ["IN", "MINI"])
+def test_all_benchmarks_are_those_of_the_source_for_a_resnet_50(source):
+    stages = plan(Choices(source, Path("r"), benchmarks=("all",)))
+    found = {Path(c).stem for s in stages if s.name.startswith("bench") for c in s.configs}
+    files = {file.stem for file in benchmark_files().values()}
+    mini = {stem for stem in files if stem.startswith("mini_")}
+    expected = mini if source == "MINI" else {s for s in files - mini if "r101" not in s}
+    assert found == expected
 
 
 def test_an_unknown_method_lists_those_that_have_a_configuration():

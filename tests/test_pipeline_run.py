@@ -16,6 +16,7 @@ from pipeline import graph, local
 from pipeline.cli import run
 from pipeline.graph import load_graph
 from pipeline.local import command_of, count_gpus
+from pipeline.plan import Choices, plan
 from pipeline.stage import Stage
 from pipeline.summary import print_plan
 
@@ -167,6 +168,20 @@ def test_a_failure_stops_those_that_need_it_and_no_others(tmp_path, capsys):
     (tmp_path / "fail_b").unlink()
     assert run(diamond(tmp_path), tmp_path, 0) == 0
     assert order(tmp_path)[4:] == ["b", "c", "tables"]
+
+
+def test_the_report_is_written_whatever_failed(tmp_path, capsys):
+    (tmp_path / "fail_b").touch()
+    report = plan(Choices("MINI", tmp_path))[-1]
+    assert run([*diamond(tmp_path), report], tmp_path, 0) == 1
+    assert states(tmp_path)["report"] == graph.DONE
+    html = (tmp_path / "report.html").read_text()
+    assert "2 of 5 stages" in html and "exit code 3" in html
+    assert "this is b</code>" in html and "needs b, which is failed" in html
+    (tmp_path / "fail_b").unlink()
+    assert run([*diamond(tmp_path), report], tmp_path, 0) == 0
+    assert f"all 6 stages done: see {tmp_path / 'report.html'}" in capsys.readouterr().out
+    assert "All 5 stages" in (tmp_path / "report.html").read_text()
 
 
 def test_a_stage_that_leaves_nothing_is_not_done(tmp_path, capsys):

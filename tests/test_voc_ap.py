@@ -7,22 +7,29 @@ import numpy as np
 import pytest
 from golden.recipe import FOLDER
 
-from benchmarks.voc import VocImage, VocObject
-from benchmarks.voc_ap import make_prediction, voc_metrics
+from benchmarks.datasets.records import Instance, LabelledImage
+from benchmarks.evaluation.voc_ap import make_prediction, voc_metrics
+from common.errors import UserError
 
 CLASSES = ("disk", "square", "triangle", "cross")
+
+
+def voc_object(category, inclusive, difficult):
+    """An object whose box is written as VOC writes it: 1-based, the last pixel included."""
+    x0, y0, x1, y1 = inclusive
+    return Instance(category, (x0 - 1, y0 - 1, x1, y1), difficult=difficult)
 
 
 def truth():
     recorded = json.loads((FOLDER / "eval_gt.json").read_text())["voc_objects"]
     return [
-        VocImage(
+        LabelledImage(
             image_id,
             Path(image_id),
             160,
             160,
             tuple(
-                VocObject(CLASSES.index(o["name"]), tuple(o["bndbox"]), bool(o["difficult"]))
+                voc_object(CLASSES.index(o["name"]), o["bndbox"], bool(o["difficult"]))
                 for o in objects
             ),
         )
@@ -53,7 +60,7 @@ def test_equals_detectron2(year):
 
 
 def one_image(*objects):
-    return [VocImage("1", Path("1"), 100, 100, tuple(VocObject(0, *o) for o in objects))]
+    return [LabelledImage("1", Path("1"), 100, 100, tuple(voc_object(0, *o) for o in objects))]
 
 
 def found(score, x0, y0, x1, y1):
@@ -88,3 +95,8 @@ def test_overlap_counts_the_last_pixel():
     # 10 x 10 pixels in 10 x 20 pixels: an overlap of exactly one half is not a match.
     assert ap50([found(0.9, 0, 0, 10, 10)], ((1, 1, 10, 20), False)) == 0
     assert ap50([found(0.9, 0, 0, 10, 11)], ((1, 1, 10, 20), False)) == pytest.approx(100)
+
+
+def test_a_prediction_for_an_unknown_image_is_refused():
+    with pytest.raises(UserError, match="1 images that are not in the ground truth, 2 for one"):
+        voc_metrics([make_prediction("2", 0, 0.5, np.zeros(4))], one_image(), ("thing",), 2007)

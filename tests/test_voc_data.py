@@ -3,7 +3,8 @@
 import pytest
 from benchmark_fixtures import write_annotation, write_tiny_voc
 
-from benchmarks.voc import VOC_CLASSES, find_set, read_set
+from benchmarks.datasets.catalog import find_set, read_set
+from benchmarks.datasets.voc import VOC_CLASSES
 from common.errors import UserError
 
 
@@ -18,7 +19,7 @@ def test_reads_sizes_boxes_and_difficult_objects(folder):
     image = read_set("mini_voc_2007_trainval")[0]
     (thing,) = image.objects
     assert (image.image_id, image.height, image.width) == ("000001", 64, 80)
-    assert (thing.category, thing.box, thing.difficult) == (3, (1, 2, 30, 40), True)
+    assert (thing.category, thing.box, thing.difficult) == (3, (0, 1, 30, 40), True)
 
 
 def test_class_order_is_detectron2s():
@@ -33,6 +34,15 @@ def test_a_missing_dataset_says_what_and_where(tmp_path, monkeypatch, name):
     message = str(caught.value)
     for part in (name, str(tmp_path), "Annotations", "JPEGImages", "DETECTRON2_DATASETS"):
         assert part in message
+
+
+def test_an_incomplete_dataset_is_refused(folder):
+    (folder / "JPEGImages/000002.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 of 3 images .* 000002\.jpg for one"):
+        find_set("mini_voc_2007_trainval")
+    (folder.parent.parent / "VOC2007").symlink_to(folder)
+    with pytest.raises(UserError, match=r"names 3 images, but the dataset has 5,011"):
+        find_set("voc_2007_trainval")
 
 
 def test_a_missing_miniature_says_how_to_make_it(tmp_path, monkeypatch):

@@ -115,17 +115,21 @@ class Bottleneck(nn.Module):
         return F.relu_(out)
 
 
-def build_stage(resnets: Any, stage: int, dilation: int = 1) -> nn.Sequential:
+def build_stage(
+    resnets: Any, stage: int, dilation: int = 1, contracted: bool = False
+) -> nn.Sequential:
     """Stage res`stage` (2 to 5) of the trunk that MODEL.RESNETS describes.
 
     A dilated stage keeps its input's resolution: its convolutions reach as far without the stride.
+    Contracted, its first block has half the dilation, for what comes in is less dilated.
     """
     scale = 2 ** (stage - 2)
     out_channels = resnets.RES2_OUT_CHANNELS * scale
     in_channels = resnets.STEM_OUT_CHANNELS if stage == 2 else out_channels // 2
     stride = 1 if stage == 2 or dilation > 1 else 2
     blocks = []
-    for _ in range(STAGE_BLOCKS[resnets.DEPTH][stage - 2]):
+    for index in range(STAGE_BLOCKS[resnets.DEPTH][stage - 2]):
+        halved = contracted and dilation > 1 and index == 0
         block = Bottleneck(
             in_channels,
             out_channels,
@@ -134,7 +138,7 @@ def build_stage(resnets: Any, stage: int, dilation: int = 1) -> nn.Sequential:
             resnets.NUM_GROUPS,
             resnets.NORM,
             resnets.STRIDE_IN_1X1,
-            dilation,
+            dilation // 2 if halved else dilation,
         )
         blocks.append(block)
         in_channels, stride = out_channels, 1
@@ -146,9 +150,16 @@ class ResNet(nn.Module):
 
     The first `freeze_at` stages (1: stem, 2: stem and res2, ...) get fixed weights and statistics.
     `dilations` are those of res4 and res5; each above 1 halves the strides from there on.
+    `contracted` dilations are half in the first block, as contract_dilation of mmsegmentation.
     """
 
-    def __init__(self, resnets: Any, freeze_at: int, dilations: tuple[int, int] = (1, 1)) -> None:
+    def __init__(
+        self,
+        resnets: Any,
+        freeze_at: int,
+        dilations: tuple[int, int] = (1, 1),
+        contracted: bool = False,
+    ) -> None:
         super().__init__()
         self.out_features = list(resnets.OUT_FEATURES)
         self.stem = Stem(resnets.STEM_OUT_CHANNELS, resnets.NORM)
@@ -156,7 +167,7 @@ class ResNet(nn.Module):
         self.stages = [f"res{stage}" for stage in range(2, last + 1)]
         # All four stages are drawn, as Detectron2 does, for equal weights from equal seeds.
         for stage, dilation in enumerate((1, 1, *dilations), start=2):
-            blocks = build_stage(resnets, stage, dilation)
+            blocks = build_stage(resnets, stage, dilation, contracted)
             if stage <= last:
                 self.add_module(f"res{stage}", blocks)
         for name in ["stem", *self.stages][:freeze_at]:

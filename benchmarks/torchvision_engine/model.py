@@ -3,9 +3,9 @@
     C4   backbone.stem  backbone.res2..res4       trunk            layers.py
     FPN  backbone.bottom_up  backbone.fpn_*       pyramid          fpn.py
     both proposal_generator.rpn_head              proposals        rpn.py
-    C4   roi_heads.res5  roi_heads.box_predictor  classes, boxes   roi_heads.py
+    C4   roi_heads.res5  roi_heads.box_predictor  classes, boxes   res5_heads.py
     FPN  roi_heads.box_head  .box_predictor       classes, boxes   standard_heads.py
-         roi_heads.mask_head                      masks            masks.py
+    both roi_heads.mask_head                      masks            masks.py
 
 The other model that `build_model` knows, the semantic segmentor, is in semseg.py.
 """
@@ -21,7 +21,7 @@ from benchmarks.torchvision_engine.batch import ImageModel, pad_and_stack
 from benchmarks.torchvision_engine.boxes import Detections, MaskDetections, Target
 from benchmarks.torchvision_engine.layers import NORMS, ResNet
 from benchmarks.torchvision_engine.masks import paste
-from benchmarks.torchvision_engine.roi_heads import Res5Heads
+from benchmarks.torchvision_engine.res5_heads import Res5Heads
 from benchmarks.torchvision_engine.rpn import RPN, Size
 from benchmarks.torchvision_engine.semseg import SemanticSegmentor, supported_choices
 from benchmarks.torchvision_engine.standard_heads import StandardHeads
@@ -74,7 +74,7 @@ class Detector(ImageModel):
 
 
 class C4Detector(Detector):
-    """Faster R-CNN on res4."""
+    """Faster R-CNN, or with MASK_ON Mask R-CNN, on res4."""
 
     def __init__(self, config: Any) -> None:
         model = config.MODEL
@@ -133,11 +133,11 @@ def build_model(config: Any) -> nn.Module:
     Raises UserError for what this engine does not build.
     """
     model = config.MODEL
-    # The detectors' configurations do not hold this key: they are all Detectron2's default.
-    if model.get("META_ARCHITECTURE") == "SemanticSegmentor":
+    # Configurations are complete: only a segmentor's hold its head's keys.
+    if "SEM_SEG_HEAD" in model:
         require(supported_choices(model))
         return SemanticSegmentor(config)
-    # Configurations are complete: only those of a pyramid hold its keys.
+    # And only those of a pyramid hold its keys.
     with_fpn = "FPN" in model
     require(
         {
@@ -152,13 +152,13 @@ def build_model(config: Any) -> nn.Module:
 def _c4_choices(model: Any) -> Choices:
     return {
         "MODEL.ROI_HEADS.NAME": (model.ROI_HEADS.NAME, ["Res5ROIHeads", "Res5ROIHeadsExtraNorm"]),
-        "MODEL.MASK_ON": (model.MASK_ON, [False]),
         "MODEL.RESNETS.OUT_FEATURES": (list(model.RESNETS.OUT_FEATURES), [["res4"]]),
+        **_mask_choices(model.ROI_MASK_HEAD),
     }
 
 
 def _fpn_choices(model: Any) -> Choices:
-    heads, box, mask = model.ROI_HEADS, model.ROI_BOX_HEAD, model.ROI_MASK_HEAD
+    heads, box = model.ROI_HEADS, model.ROI_BOX_HEAD
     norms = ["", *NORMS]
     return {
         "MODEL.BACKBONE.NAME": (model.BACKBONE.NAME, ["build_resnet_fpn_backbone"]),
@@ -170,8 +170,14 @@ def _fpn_choices(model: Any) -> Choices:
         "MODEL.ROI_HEADS.IN_FEATURES": (list(heads.IN_FEATURES), [fpn.POOLED_LEVELS]),
         "MODEL.ROI_BOX_HEAD.NAME": (box.NAME, ["FastRCNNConvFCHead"]),
         "MODEL.ROI_BOX_HEAD.NORM": (box.NORM, norms),
+        **_mask_choices(model.ROI_MASK_HEAD),
+    }
+
+
+def _mask_choices(mask: Any) -> Choices:
+    return {
         "MODEL.ROI_MASK_HEAD.NAME": (mask.NAME, ["MaskRCNNConvUpsampleHead"]),
-        "MODEL.ROI_MASK_HEAD.NORM": (mask.NORM, norms),
+        "MODEL.ROI_MASK_HEAD.NORM": (mask.NORM, ["", *NORMS]),
     }
 
 
@@ -181,5 +187,5 @@ def require(known: Choices) -> None:
         if value not in choices:
             raise UserError(
                 f"{key} is {value}: the torchvision engine builds {choices} "
-                "(--engine detectron2 runs any configuration)"
+                "(--engine detectron2 builds all that Detectron2 knows)"
             )

@@ -9,14 +9,14 @@ import torch
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import nn
 
-from benchmarks.torchvision_engine.data import training_batches
-from benchmarks.voc import VocImage
+from benchmarks.datasets.records import LabelledImage
+from benchmarks.torchvision_engine.loader import training_batches
 from common import distributed
 
 
 @contextmanager
 def precise_statistics(
-    model: nn.Module, images: list[VocImage], config: Any, seed: int
+    model: nn.Module, images: list[LabelledImage], config: Any, seed: int
 ) -> Iterator[None]:
     """Inside the block the batch norms hold precise statistics; training's come back after.
 

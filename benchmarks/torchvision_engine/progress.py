@@ -59,7 +59,7 @@ class Progress:
         """Record an evaluation after `done` iterations."""
         if self.metrics:
             self.metrics.write(done, metrics)
-        summary = "  ".join(f"{name} {metrics[name]:.2f}" for name in ("AP", "AP50", "AP75"))
+        summary = "  ".join(f"{name} {v:.2f}" for name, v in metrics.items() if "-" not in name)
         log.info("evaluation after %d iterations: %s", done, summary)
         self._start_window()
 

@@ -1,7 +1,7 @@
-"""What the heads share, and the C4 head: RoIAlign, res5, classes and boxes.
+"""What the heads share: samples of proposals, classes, boxes and masks, and their losses.
 
-As Res5ROIHeads and FastRCNNOutputLayers of detectron2/modeling/roi_heads/. K classes; label K is
-the background. The heads on a pyramid are in standard_heads.py.
+As ROIHeads and FastRCNNOutputLayers of detectron2/modeling/roi_heads/. K classes; label K is the
+background. The heads of C4 are in res5_heads.py, those on a pyramid in standard_heads.py.
 """
 
 from typing import Any, NamedTuple
@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from fvcore.nn import smooth_l1_loss
 from torch import nn
 from torchvision.models.detection._utils import BoxCoder, Matcher
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, roi_align
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
-from benchmarks.torchvision_engine.boxes import Detections, Target, subsample
-from benchmarks.torchvision_engine.layers import NORMS, build_stage
+from benchmarks.torchvision_engine.boxes import Detections, MaskDetections, Target, subsample
+from benchmarks.torchvision_engine.masks import MaskHead, mask_loss, of_class, rasterize
 from benchmarks.torchvision_engine.rpn import Size
+from common.errors import UserError
 
 
 class Sample(NamedTuple):
@@ -44,7 +45,9 @@ class BoxPredictor(nn.Module):
 
 
 class ROIHeads(nn.Module):
-    """The part that is the same for every box head: samples, losses and detections."""
+    """The part that is the same for every box head: samples, losses, detections and masks."""
+
+    mask_head: MaskHead | None  # None: boxes alone
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -122,49 +125,26 @@ class ROIHeads(nn.Module):
         keep = keep[: self.detections_per_image]
         return Detections(boxes[keep], scores[keep], classes[keep])
 
+    def objects(self, samples: list[Sample]) -> list[torch.Tensor]:
+        """Which of each image's samples (S,) hold an object."""
+        return [sample.classes < self.settings.NUM_CLASSES for sample in samples]
 
-class Res5Heads(ROIHeads):
-    """Classifies proposals and refines their boxes on features of stride `stride`."""
+    def mask_loss(
+        self, logits: torch.Tensor, samples: list[Sample], targets: list[Target]
+    ) -> torch.Tensor:
+        """The loss of mask logits (N,K,M,M) of the N samples that hold an object."""
+        wanted, classes = [], []
+        for sample, chosen, target in zip(samples, self.objects(samples), targets):
+            if target.polygons is None:
+                raise UserError("MODEL.MASK_ON is True, but the training set has no masks")
+            boxes, indices = sample.boxes[chosen], sample.target_indices[chosen]
+            for box, index in zip(boxes.cpu().numpy(), indices.tolist()):
+                wanted.append(rasterize(target.polygons[index], box, logits.shape[-1]))
+            classes.append(sample.classes[chosen])
+        return mask_loss(logits, torch.cat(classes), wanted)
 
-    def __init__(self, config: Any, stride: int) -> None:
-        super().__init__(config)
-        resnets = config.MODEL.RESNETS
-        self.stride = stride
-        channels = resnets.RES2_OUT_CHANNELS * 8
-        self.res5 = build_stage(resnets, 5)
-        if self.settings.NAME == "Res5ROIHeadsExtraNorm":
-            self.res5.add_module("norm", NORMS[resnets.NORM](channels))
-        self.box_predictor = BoxPredictor(channels, self.settings.NUM_CLASSES)
-
-    def forward(
-        self,
-        feature: torch.Tensor,
-        proposals: list[torch.Tensor],
-        sizes: list[Size],
-        targets: list[Target] | None,
-    ) -> tuple[list[Detections], dict[str, torch.Tensor]]:
-        """Feature (B,C,H,W) and B × proposals (P,4) → detections, or with targets the losses."""
-        if targets is not None:
-            samples = [self.sample(p, t) for p, t in zip(proposals, targets, strict=True)]
-            predictions = self.predict(feature, [sample.boxes for sample in samples])
-            return [], self.losses(*predictions, samples)
-        return self.detect(*self.predict(feature, proposals), proposals, sizes), {}
-
-    def predict(
-        self, feature: torch.Tensor, boxes: list[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Class logits (N,K+1) and deltas (N,4K) of all images' boxes, N in total."""
-        x = self.res5(self.pool(feature, boxes))
-        return self.box_predictor(x.mean(dim=[2, 3]))
-
-    def pool(self, feature: torch.Tensor, boxes: list[torch.Tensor]) -> torch.Tensor:
-        """RoIAlign with half-pixel-exact coordinates: (N,C,P,P)."""
-        settings = self.box_settings
-        return roi_align(
-            feature,
-            boxes,
-            settings.POOLER_RESOLUTION,
-            1.0 / self.stride,
-            settings.POOLER_SAMPLING_RATIO,
-            aligned=True,
-        )
+    def with_masks(self, found: list[Detections], logits: torch.Tensor) -> list[MaskDetections]:
+        """Each detection's mask within its refined box, as probabilities."""
+        masks = of_class(logits, torch.cat([image.classes for image in found])).sigmoid()
+        parts = masks.split([len(image.boxes) for image in found])
+        return [MaskDetections(*image, part) for image, part in zip(found, parts)]

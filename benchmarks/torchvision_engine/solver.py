@@ -11,6 +11,8 @@ from fvcore.common.param_scheduler import (
 )
 from torch import nn
 
+from benchmarks import poly_schedule
+
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -35,10 +37,13 @@ def build_optimizer(solver: Any, model: nn.Module) -> torch.optim.SGD:
 
 
 def build_schedule(solver: Any) -> ParamScheduler:
-    """Fraction of the run done (0 to 1) → factor of BASE_LR: warm-up, then steps.
+    """Fraction of the run done (0 to 1) → factor of BASE_LR: warm-up, then steps; or a PolyLR.
 
     Steps beyond MAX_ITER are left out, so that a shortened run needs no other change.
     """
+    # Configurations without this key have Detectron2's default.
+    if solver.get("LR_SCHEDULER_NAME") == poly_schedule.NAME:
+        return poly_schedule.PolySchedule(solver)
     steps = [step for step in solver.STEPS if step <= solver.MAX_ITER]
     multi_step = MultiStepParamScheduler(
         values=[solver.GAMMA**k for k in range(len(steps) + 1)],

@@ -12,10 +12,9 @@ from torch import nn
 from benchmarks.torchvision_engine.boxes import Detections, MaskDetections, Target
 from benchmarks.torchvision_engine.fpn import pool
 from benchmarks.torchvision_engine.layers import ConvNorm
-from benchmarks.torchvision_engine.masks import MaskHead, mask_loss, of_class, rasterize
-from benchmarks.torchvision_engine.roi_heads import BoxPredictor, ROIHeads, Sample
+from benchmarks.torchvision_engine.masks import MaskHead
+from benchmarks.torchvision_engine.roi_heads import BoxPredictor, ROIHeads
 from benchmarks.torchvision_engine.rpn import Size
-from common.errors import UserError
 
 
 class BoxHead(nn.Sequential):
@@ -67,12 +66,16 @@ class StandardHeads(ROIHeads):
             predictions = self.predict(features, [sample.boxes for sample in samples])
             losses = self.losses(*predictions, samples)
             if self.mask_head is not None:
-                losses["loss_mask"] = self.mask_loss(self.mask_head, features, samples, targets)
+                objects = zip(samples, self.objects(samples))
+                boxes = [sample.boxes[chosen] for sample, chosen in objects]
+                logits = self.mask_head(self.pool(features, boxes, self.mask_settings))
+                losses["loss_mask"] = self.mask_loss(logits, samples, targets)
             return [], losses
         found = self.detect(*self.predict(features, proposals), proposals, sizes)
-        if self.mask_head is not None:
-            return self.add_masks(self.mask_head, features, found), {}
-        return found, {}
+        if self.mask_head is None:
+            return found, {}
+        pooled = self.pool(features, [image.boxes for image in found], self.mask_settings)
+        return self.with_masks(found, self.mask_head(pooled)), {}
 
     def predict(
         self, features: list[torch.Tensor], boxes: list[torch.Tensor]
@@ -85,34 +88,3 @@ class StandardHeads(ROIHeads):
     ) -> torch.Tensor:
         """RoIAlign at the resolution P that a head's settings ask for: (N,C,P,P)."""
         return pool(features, boxes, head.POOLER_RESOLUTION, head.POOLER_SAMPLING_RATIO)
-
-    def mask_loss(
-        self,
-        mask_head: MaskHead,
-        features: list[torch.Tensor],
-        samples: list[Sample],
-        targets: list[Target],
-    ) -> torch.Tensor:
-        """The loss of the masks in the samples' boxes that hold an object."""
-        objects = [sample.classes < self.settings.NUM_CLASSES for sample in samples]
-        boxes = [sample.boxes[chosen] for sample, chosen in zip(samples, objects)]
-        logits = mask_head(self.pool(features, boxes, self.mask_settings))
-        wanted = []
-        for sample, chosen, within, target in zip(samples, objects, boxes, targets):
-            if target.polygons is None:
-                raise UserError("MODEL.MASK_ON is True, but the training set has no masks")
-            for box, index in zip(within.cpu().numpy(), sample.target_indices[chosen].tolist()):
-                wanted.append(rasterize(target.polygons[index], box, logits.shape[-1]))
-        classes = torch.cat([sample.classes[chosen] for sample, chosen in zip(samples, objects)])
-        return mask_loss(logits, classes, wanted)
-
-    def add_masks(
-        self, mask_head: MaskHead, features: list[torch.Tensor], found: list[Detections]
-    ) -> list[MaskDetections]:
-        """Each detection's mask within its refined box, as probabilities."""
-        logits = mask_head(
-            self.pool(features, [image.boxes for image in found], self.mask_settings)
-        )
-        masks = of_class(logits, torch.cat([image.classes for image in found])).sigmoid()
-        parts = masks.split([len(image.boxes) for image in found])
-        return [MaskDetections(*image, part) for image, part in zip(found, parts)]

@@ -1,4 +1,4 @@
-"""Fine-tune and evaluate a detector with torchvision's components, to Detectron2's numbers.
+"""Fine-tune and evaluate a model with torchvision's components, to Detectron2's numbers.
 
 FOLDER/
   checkpoints/step_*.pth          model, optimiser, iteration: a resumed run ends bit-equal
@@ -20,13 +20,14 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.torchvision_engine.data import training_batches
+from benchmarks.datasets.catalog import read_set
+from benchmarks.datasets.records import LabelledImage
 from benchmarks.torchvision_engine.evaluate import evaluate
-from benchmarks.torchvision_engine.model import Image, build_model
+from benchmarks.torchvision_engine.loader import Sample, training_batches
+from benchmarks.torchvision_engine.model import build_model
 from benchmarks.torchvision_engine.precise_bn import precise_statistics
 from benchmarks.torchvision_engine.progress import Progress
 from benchmarks.torchvision_engine.solver import build_optimizer, build_schedule, set_learning_rate
-from benchmarks.voc import VocImage, read_set
 from benchmarks.weights import Backbone, load_backbone, prove_loaded
 from common import distributed
 from common.checkpoint import latest_good, load_checkpoint, save_checkpoint
@@ -48,7 +49,7 @@ class Run:
     seed: int
     folder: Path
     stop: StopRequest
-    images: list[VocImage]
+    images: list[LabelledImage]
     model: nn.Module
     optimizer: torch.optim.Optimizer
 
@@ -110,7 +111,7 @@ def _train(trial: Run, first: int, progress: Progress) -> int:
 
 
 def _step(
-    trial: Run, model: nn.Module, batch: list[Image], iteration: int
+    trial: Run, model: nn.Module, batch: list[Sample], iteration: int
 ) -> tuple[dict[str, torch.Tensor], bool]:
     """One update. Returns the losses, and whether some process was asked to stop.
 
@@ -135,7 +136,7 @@ def _step(
 def _diverged(iteration: int, what: str) -> UserError:
     return UserError(
         f"iteration {iteration}: the loss is not finite ({what}); stopped before the update: "
-        "lower SOLVER.BASE_LR or raise SOLVER.WARMUP_ITERS, in a new output folder"
+        "a lower SOLVER.BASE_LR helps, or a longer warm-up; in a new output folder"
     )
 
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.voc import VocImage
+from benchmarks.datasets.records import LabelledImage
+from benchmarks.evaluation.image_ids import check_image_ids
 
+_TO_INCLUSIVE = np.array([1.0, 1.0, 0.0, 0.0])  # edges → 1-based, the last pixel included
 THRESHOLDS = tuple(range(50, 100, 5))  # percent of overlap
 
 
@@ -33,13 +35,25 @@ def make_prediction(image_id: str, category: int, score: float, box: np.ndarray)
     return Prediction(image_id, category, float(f"{score:.3f}"), (x0, y0, x1, y1))
 
 
+def voc_predictions(
+    image_id: str, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray
+) -> list[Prediction]:
+    """One image's detections: boxes (D,4) with 0-based edges, scores (D,), classes (D,)."""
+    found = zip(classes.tolist(), scores.tolist(), boxes)
+    return [make_prediction(image_id, category, s, box) for category, s, box in found]
+
+
 def voc_metrics(
     predictions: Sequence[Prediction],
-    images: Sequence[VocImage],
+    images: Sequence[LabelledImage],
     classes: Sequence[str],
     year: int,
 ) -> dict[str, float]:
-    """AP (mean over thresholds), AP50, AP75 and AP50-CLASS of each class, in percent."""
+    """AP (mean over thresholds), AP50, AP75 and AP50-CLASS of each class, in percent.
+
+    Raises UserError for a prediction whose image is not among `images`.
+    """
+    check_image_ids((p.image_id for p in predictions), (image.image_id for image in images))
     per_class: list[list[Prediction]] = [[] for _ in classes]
     for prediction in predictions:
         per_class[prediction.category].append(prediction)
@@ -56,7 +70,10 @@ def voc_metrics(
 
 
 def _class_ap(
-    predictions: list[Prediction], images: Sequence[VocImage], category: int, eleven_points: bool
+    predictions: list[Prediction],
+    images: Sequence[LabelledImage],
+    category: int,
+    eleven_points: bool,
 ) -> list[float]:
     """One class's AP at each threshold, 0 to 1."""
     truth = {
@@ -71,7 +88,7 @@ def _class_ap(
     overlaps = np.array([overlap for overlap, _, _ in matches])
     difficult = np.array([is_difficult for _, is_difficult, _ in matches])
     objects = np.array([key for _, _, key in matches])
-    curve = _eleven_point_ap if eleven_points else _area_ap
+    curve = _eleven_point_ap if eleven_points else area_under_curve
     result = []
     for threshold in THRESHOLDS:
         hit = overlaps > threshold / 100
@@ -87,7 +104,7 @@ def _best_match(prediction: Prediction, objects: list) -> tuple[float, bool, str
     """Overlap with the best object, whether that one is difficult, and a name for it."""
     if not objects:
         return -np.inf, False, ""
-    boxes = np.array([o.box for o in objects], dtype=float)
+    boxes = np.array([o.box for o in objects], dtype=float) + _TO_INCLUSIVE
     x0, y0, x1, y1 = prediction.box
     width = np.maximum(np.minimum(boxes[:, 2], x1) - np.maximum(boxes[:, 0], x0) + 1.0, 0.0)
     height = np.maximum(np.minimum(boxes[:, 3], y1) - np.maximum(boxes[:, 1], y0) + 1.0, 0.0)
@@ -115,7 +132,7 @@ def _eleven_point_ap(recall: np.ndarray, precision: np.ndarray) -> float:
     return float(total)
 
 
-def _area_ap(recall: np.ndarray, precision: np.ndarray) -> float:
+def area_under_curve(recall: np.ndarray, precision: np.ndarray) -> float:
     """Area under precision made monotonous."""
     recall = np.concatenate(([0.0], recall, [1.0]))
     precision = np.concatenate(([0.0], precision, [0.0]))

@@ -1,0 +1,1 @@
+"""Predictions → metrics, by the definitions of the field, whichever engine predicted."""
