@@ -50,7 +50,7 @@ INTERNAL = "deeplearning.projects.cityscapesApi"  # where Detectron2 looks for c
 TRIALS = {
     "mini_coco": (TINY_FPN, 100),
     "mini_coco_c4": ([*TINY, "MODEL.ROI_MASK_HEAD.CONV_DIM", "16"], 100),
-    "mini_cityscapes_instance": (TINY_FPN, 30),  # the model is mini_coco's
+    "mini_cityscapes_instance": (TINY_FPN, 100),
 }
 
 
