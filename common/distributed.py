@@ -88,6 +88,21 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def gather_with_gradient(rows: torch.Tensor) -> torch.Tensor:
+    """`gather`, through which each process's rows get the gradients of all processes' losses."""
+    return rows if world_size() == 1 else _Gather.apply(rows)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
+        return gather(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return this_process_rows(sum_over_processes(gradient.contiguous()))
+
+
 def gather_objects(items: list[Result]) -> list[Result]:
     """The items of every process, one after another by rank."""
     if world_size() == 1:

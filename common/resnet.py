@@ -37,10 +37,16 @@ class ResNet(nn.Module):
         self.out_channels = channels
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.stages(images)[-1]
+
+    def stages(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Images (B,3,H,W) → the maps of res2 to res5, at strides 4 to 32."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        maps = []
         for stage in range(4):
             x = getattr(self, f"layer{stage + 1}")(x)
-        return x
+            maps.append(x)
+        return maps
 
 
 def _layer(

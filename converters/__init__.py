@@ -5,7 +5,6 @@ layouts.py    the table of known layouts
 haiku.py      JAX pickles → tensors under torchvision's names
 detect.py     which of them a file has
 backbone.py   checkpoint → backbone tensors under torchvision's names
-names.py      torchvision's names → Detectron2's
 verify.py     the proofs, independent of the modules above
 convert.py    pickle and manifest, published together
 """

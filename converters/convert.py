@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from common.backbone_file import detectron2_name
 from common.environment import source_commit
 from common.errors import UserError
 from common.files import replacing, sha256_of, write_json
 from converters.backbone import Backbone, extract
 from converters.detect import AUTO, find_layout
 from converters.layouts import ImageInput
-from converters.names import detectron2_name
 from converters.source import find_source, load_file
 from converters.verify import prove
 

@@ -80,8 +80,8 @@ LAYOUTS = (
         recognise=lambda file, names: file.get("format") == "densecl-pipeline",
         prefix="query.backbone.",
         drop={
-            "heads": r"query\.(global_head|dense_head)\..+",
-            "key encoder": r"key\.(backbone|global_head|dense_head)\..+",
+            "heads": r"query\.(global_head|dense_head|pyramid|predictor|classifier)\..+",
+            "key encoder": r"key\.(backbone|global_head|dense_head|pyramid)\..+",
             "queues": r"(global_queue|dense_queue)(\..+)?",
         },
     ),

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from common.backbone_file import detectron2_name
 from common.errors import UserError
 from common.pickles import load_pickle
 from common.resnet import STAGE_BLOCKS, ResNet
 from converters.backbone import Backbone
-from converters.names import detectron2_name
 
 # Bit-equal on one machine with one algorithm; another algorithm for a convolution may round.
 _RELATIVE = 1e-6

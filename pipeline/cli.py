@@ -25,7 +25,8 @@ def main() -> None:
         folder=arguments.output or _default_folder(arguments.pretrain, arguments.epochs),
         epochs=arguments.epochs,
         methods=arguments.methods,
-        benchmarks=arguments.benchmarks,
+        benchmarks=arguments.benchmarks or (() if arguments.ablation else ("voc",)),
+        ablation=arguments.ablation,
         trials=arguments.trials,
     )
     stages = plan(choices)
@@ -73,8 +74,12 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--benchmarks",
         type=_names,
-        default=("voc",),
-        help="default: voc; a comma between two; all: every one for a ResNet-50",
+        help="default: voc, or the ablation's; a comma between two; all: every one for a ResNet-50",
+    )
+    parser.add_argument(
+        "--ablation",
+        metavar="NAME",
+        help="pre-train the rows of a table of configs/ablations.yaml: lambda, matching, ...",
     )
     parser.add_argument(
         "--trials",

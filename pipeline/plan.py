@@ -6,19 +6,22 @@ data → pretrain/METHOD-DATA → convert/METHOD-DATA → benchmarks/BENCHMARK/R
 Nothing here imports torch or another package of the pipeline: planning is instant.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.benchmarks import benchmark_files
 from common.errors import UserError, did_you_mean
+from common.files import read_yaml
 from pipeline.stage import Stage
 
 PRETRAIN_CONFIGS = Path("configs/pretrain")
 MINIATURE = Path("datasets/mini")
 
-# What --pretrain means: METHOD_SUFFIX.yaml under configs/pretrain.
-SOURCES = {"IN": "imagenet_200ep", "CC": "coco_800ep", "MINI": "mini"}
+# What --pretrain means: METHOD_SUFFIX.yaml under configs/pretrain, the suffix being a pattern.
+SOURCES = {"IN": "imagenet_*ep", "CC": "coco_*ep", "MINI": "mini"}
+ABLATIONS = Path("configs/ablations.yaml")
 ALL = "all"  # --benchmarks: all that go with a ResNet-50
 RANDOM = "random"  # the row of a backbone that was never pre-trained
 
@@ -31,8 +34,9 @@ class Choices:
     folder: Path
     epochs: int | None = None  # None: the configuration's own
     methods: Sequence[str] = ("densecl",)
-    benchmarks: Sequence[str] = ("voc",)
+    benchmarks: Sequence[str] = ("voc",)  # empty: the ablation's own
     trials: int = 1
+    ablation: str | None = None  # a table of ABLATIONS
 
     @property
     def is_miniature(self) -> bool:
@@ -40,19 +44,29 @@ class Choices:
         return self.source == "MINI"
 
 
+@dataclass(frozen=True)
+class Row:
+    """One pre-training: METHOD-SOURCE[-SETTING], a file, and settings changed in it."""
+
+    name: str
+    config: Path
+    settings: tuple[str, ...] = ()
+
+
 def plan(choices: Choices) -> list[Stage]:
     """The stages, each after those it needs.
 
-    Raises UserError for a method or benchmark that has no configuration file.
+    Raises UserError for a method, ablation or benchmark that has no configuration.
     """
-    configs = {method: _pretrain_config(method, choices.source) for method in choices.methods}
+    rows = _rows(choices)
     benchmarks = _benchmarks(choices)
     stages = [_data()] if choices.is_miniature else []
+    on_every_gpu = not choices.is_miniature
     data = tuple(stage.name for stage in stages)
-    for method, config in configs.items():
-        stages += _weights(method, config, choices, data)
+    for pretraining in rows:
+        stages += _weights(pretraining, choices.folder, on_every_gpu, data)
     for benchmark, config in benchmarks.items():
-        for row in (*(f"{method}-{choices.source}" for method in configs), RANDOM):
+        for row in (*(row.name for row in rows), RANDOM):
             stages += [
                 _trial(benchmark, config, row, seed, choices, data)
                 for seed in range(1, choices.trials + 1)
@@ -69,25 +83,22 @@ def _data() -> Stage:
     )
 
 
-def _weights(
-    method: str, config: Path, choices: Choices, data: tuple[str, ...]
-) -> tuple[Stage, Stage]:
-    row = f"{method}-{choices.source}"
-    folder = choices.folder / "pretrain" / row
-    pickle = choices.folder / "weights" / f"{row}.pkl"
-    epochs = () if choices.epochs is None else (f"optim.epochs={choices.epochs}",)
+def _weights(row: Row, run: Path, on_every_gpu: bool, data: tuple[str, ...]) -> tuple[Stage, Stage]:
+    folder = run / "pretrain" / row.name
+    pickle = run / "weights" / f"{row.name}.pkl"
+    words = ("-m", "pretrain", "--config-file", str(row.config), "--output", str(folder))
     pretrain = Stage(
-        name=f"pretrain/{row}",
-        words=("-m", "pretrain", "--config-file", str(config), "--output", str(folder), *epochs),
+        name=f"pretrain/{row.name}",
+        words=(*words, *row.settings),
         outputs=(folder / "DONE",),
         needs=data,
-        configs=(config,),
+        configs=(row.config,),
         owns=(folder,),  # not replaceable: days of work, so its own refusal is shown instead
-        on_every_gpu=not choices.is_miniature,
+        on_every_gpu=on_every_gpu,
     )
     manifest = pickle.with_suffix(".json")
     convert = Stage(
-        name=f"convert/{row}",
+        name=f"convert/{row.name}",
         words=("-m", "converters", str(folder), str(pickle)),
         outputs=(pickle, manifest),
         needs=(pretrain.name,),
@@ -133,15 +144,46 @@ def _report(folder: Path) -> Stage:
     )
 
 
+def _rows(choices: Choices) -> list[Row]:
+    """The pre-trainings of the chosen methods, or of an ablation."""
+    epochs = () if choices.epochs is None else (f"optim.epochs={choices.epochs}",)
+    wanted: dict[str, dict[str, list[str]]] = {name: {} for name in choices.methods}
+    if choices.ablation is not None:
+        wanted = _ablation(choices.ablation, choices.source)[0]
+    rows = []
+    for method, changes in wanted.items():
+        config, name = _pretrain_config(method, choices.source), f"{method}-{choices.source}"
+        rows.append(Row(name, config, epochs))
+        rows += [Row(f"{name}-{s}", config, (*epochs, *words)) for s, words in changes.items()]
+    return rows
+
+
+def _ablation(name: str, source: str) -> tuple[dict[str, dict[str, list[str]]], list[str]]:
+    """Of a table of ABLATIONS: by method, what each setting changes; and its benchmarks."""
+    tables = read_yaml(ABLATIONS)
+    if name not in tables:
+        raise UserError(
+            f"--ablation {name}: not in {ABLATIONS}{did_you_mean(name, tables)}: "
+            f"available are {', '.join(tables)}"
+        )
+    methods = dict(tables[name])
+    benchmarks, own = methods.pop("benchmarks"), methods.pop("MINI", {})
+    if source == "MINI":
+        methods |= own
+    return methods, benchmarks
+
+
 def _pretrain_config(method: str, source: str) -> Path:
-    ending = f"_{SOURCES[source]}.yaml"
-    available = {path.name.removesuffix(ending) for path in PRETRAIN_CONFIGS.glob(f"*{ending}")}
+    pattern = f"_{SOURCES[source]}.yaml"
+    files = PRETRAIN_CONFIGS.glob(f"*{pattern}")
+    end = rf"_{SOURCES[source].split('*')[0]}[^_]*\.yaml"
+    available = {re.sub(f"{end}$", "", path.name): path for path in files}
     if method not in available:
         raise UserError(
-            f"--methods {method}: no {PRETRAIN_CONFIGS / (method + ending)}"
-            f"{did_you_mean(method, available)}: available are {_listed(available)}"
+            f"--methods {method}: no {PRETRAIN_CONFIGS / (method + pattern)}"
+            f"{did_you_mean(method, available)}: available are {_listed(set(available))}"
         )
-    return PRETRAIN_CONFIGS / f"{method}{ending}"
+    return available[method]
 
 
 def _benchmarks(choices: Choices) -> dict[str, Path]:
@@ -153,7 +195,7 @@ def _benchmarks(choices: Choices) -> dict[str, Path]:
         if name.startswith("mini_") == choices.is_miniature
     }
     chosen: dict[str, Path] = {}
-    for word in choices.benchmarks:
+    for word in choices.benchmarks or _ablation(choices.ablation or "", choices.source)[1]:
         short = word.removeprefix(prefix)
         if word == ALL:
             chosen |= {name: file for name, file in available.items() if "r101" not in file.stem}

@@ -1,4 +1,4 @@
-"""Pre-train a ResNet with DenseCL.
+"""Pre-train a ResNet with DenseCL, MoCo, ReSim, SimCLR, BYOL or labels.
 
 One process:      python -m pretrain --config-file configs/pretrain/densecl_imagenet_200ep.yaml
 Several GPUs:     torchrun --nproc-per-node 8 -m pretrain --config-file ...
@@ -24,7 +24,7 @@ from common.logs import set_up_logging
 from common.run_folder import claim, mark_done
 from common.shutdown import StopRequest
 from pretrain import config as settings
-from pretrain.data import data_loader, dataset_hash, list_images
+from pretrain.data import class_folders, data_loader, dataset_hash, list_images
 from pretrain.monitor import Monitor
 from pretrain.precision import choose_precision
 from pretrain.run import build_run, resume
@@ -51,8 +51,13 @@ def pretrain(
 ) -> None:
     """Everything between the command line and the loop."""
     settings.check(config, distributed.world_size())
+    check_synchronised(config, device)
     files = distributed.on_main(lambda: find_images(config))
     identity = {**config.identity(), "images": len(files), "image_list": dataset_hash(files)}
+    if config.model.init_backbone:
+        identity["init_sha256"] = distributed.on_main(
+            lambda: sha256_of(Path(config.model.init_backbone or ""))
+        )
     if distributed.on_main(lambda: claim(folder, identity, to_yaml(config))):
         print(f"{folder}: already finished, nothing to do")
         return
@@ -62,7 +67,11 @@ def pretrain(
     run = build_run(config, folder, device, files)
     run.precision = distributed.on_main(
         lambda: choose_precision(
-            config.optim.precision, folder, run.model.query, config.data.image_size, device
+            config.optim.precision,
+            folder,
+            run.model.query.backbone,
+            config.data.image_size,
+            device,
         )
     )
     resume(run)
@@ -91,19 +100,33 @@ def find_images(config: settings.PretrainConfig) -> list[str]:
             f"{config.data.root}: {len(files)} images do not fill one batch of "
             f"optim.batch_size = {config.optim.batch_size}: use a smaller batch or more images"
         )
+    if config.method == "supervised" and (names := class_folders(files))[0] in ("", names[-1]):
+        raise UserError(
+            f"{config.data.root}: {len(names) - (names[0] == '')} class folders; "
+            "method = supervised needs every image in one of at least two"
+        )
     return files
+
+
+def check_synchronised(config: settings.PretrainConfig, device: torch.device) -> None:
+    """Batch norms over all processes are PyTorch's, which have no CPU version."""
+    if config.model.bn_group == 0 and distributed.world_size() > 1 and device.type == "cpu":
+        raise UserError(
+            "model.bn_group = 0 over several processes needs GPUs: set the size of a group"
+        )
 
 
 def warn(config: settings.PretrainConfig, images: int) -> None:
     """Settings that work but rarely mean well."""
-    if config.optim.batch_size <= config.model.bn_group:
+    queue = config.method in ("densecl", "moco", "resim")
+    if queue and config.optim.batch_size <= (config.model.bn_group or config.optim.batch_size):
         log.warning(
-            "the whole batch of %d is one batch-norm group of %d: shuffling the keys protects "
-            "nothing, and the loss may fall without learning; lower model.bn_group",
+            "the whole batch of %d is one batch-norm group (model.bn_group = %d): shuffling the "
+            "keys protects nothing, and the loss may fall without learning; lower model.bn_group",
             config.optim.batch_size,
             config.model.bn_group,
         )
-    if config.model.queue_length > images:
+    if queue and config.model.queue_length > images:
         log.warning(
             "model.queue_length = %d is more than the %d images: each image would be its own "
             "negative; use at most half as many",

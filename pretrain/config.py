@@ -8,58 +8,86 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from common.config import option
-from common.errors import UserError
+from common.errors import UserError, did_you_mean
 from common.resnet import STAGE_BLOCKS
+
+# What each choice may be, by its key; `check` refuses anything else.
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "method": ("densecl", "moco", "resim", "simclr", "byol", "supervised"),
+    "data.augmentation": ("moco_v1", "moco_v2", "simclr", "byol", "supervised"),
+    "model.depth": tuple(STAGE_BLOCKS),
+    "model.head": ("mlp", "linear"),
+    "loss.matching": ("backbone", "head", "random", "geometric"),
+    "loss.negatives": ("pooled", "local"),
+    "optim.optimizer": ("sgd", "lars"),
+    "optim.precision": ("auto", "fp32", "bf16"),
+    "launch.device": ("auto", "cpu", "cuda"),
+}
+
+
+def _choice(key: str, default: Any, help_text: str) -> Any:
+    return option(default, f"{help_text}: {', '.join(map(str, CHOICES[key]))}")
 
 
 @dataclass(frozen=True)
 class Data:
-    """Where the images are and how they are cropped."""
+    """Where the images are and how views are drawn from them."""
 
     root: str = option("datasets/imagenet/train", "folder of images, searched recursively")
     list_file: str | None = option(None, "text file naming the images under root, one per line")
     image_size: int = option(224, "side of a view, in pixels")
     min_crop_area: float = option(0.2, "smallest crop, as a share of the image's area")
+    augmentation: str = _choice("data.augmentation", "moco_v2", "whose recipe of views.py")
 
 
 @dataclass(frozen=True)
 class Model:
-    """The two encoders and their queues."""
+    """The encoders and what they are compared with."""
 
-    depth: int = option(50, "ResNet depth: 50, 101 or 152")
+    depth: int = _choice("model.depth", 50, "of the ResNet")
     width: int = option(64, "channels of the stem; 64 is the published ResNet")
-    hidden: int = option(2048, "hidden width of both heads")
+    zero_init_residual: bool = option(False, "each residual block starts as the identity")
+    init_backbone: str | None = option(None, "WEIGHTS.pkl of python -m converters to start from")
+    head: str = _choice("model.head", "mlp", "MoCo's global head (moco only)")
+    hidden: int = option(2048, "hidden width of the heads")
     embedding: int = option(128, "width D of the embeddings")
-    queue_length: int = option(65536, "negatives K held in each of the two queues")
+    grid: int = option(0, "side S of the grid of positions; 0: the last map's own (densecl)")
+    queue_length: int = option(65536, "negatives K held in each queue (densecl, moco, resim)")
     key_momentum: float = option(0.999, "share of the key encoder that stays at each step")
-    bn_group: int = option(32, "images that share batch-norm statistics")
+    bn_group: int = option(32, "images that share batch-norm statistics; 0: all of a step")
 
 
 @dataclass(frozen=True)
 class Loss:
-    """The contrastive losses."""
+    """What is compared, and how."""
 
-    temperature: float = option(0.2, "temperature τ of both losses")
-    dense_weight: float = option(0.5, "λ: total = (1-λ)·global + λ·dense")
+    temperature: float = option(0.2, "temperature τ of every contrastive loss")
+    dense_weight: float = option(0.5, "λ: total = (1-λ)·global + λ·dense (densecl)")
+    dense_from: int = option(0, "steps before which λ is 0; the authors use 10000 for λ = 1")
+    matching: str = _choice("loss.matching", "backbone", "how positions are paired (densecl)")
+    negatives: str = _choice("loss.negatives", "pooled", "the dense queue's keys (densecl)")
 
 
 @dataclass(frozen=True)
 class Optim:
-    """SGD with a cosine schedule, set once per epoch."""
+    """The optimiser, and a learning rate that is set once per epoch."""
 
     epochs: int = option(200, "passes over the images")
     batch_size: int = option(256, "images per step over all processes together")
-    lr: float = option(0.03, "learning rate of the first epoch")
-    momentum: float = option(0.9, "SGD momentum")
-    weight_decay: float = option(1e-4, "weight decay, on every parameter")
-    precision: str = option("auto", "fp32, bf16, or auto: measured once at the first start")
+    optimizer: str = _choice("optim.optimizer", "sgd", "with momentum")
+    lr: float = option(0.03, "learning rate of the first epoch after the warm-up")
+    warmup_epochs: int = option(0, "epochs of a linear warm-up, set at each step")
+    drop_at: tuple[int, ...] = option((), "epochs at which lr falls to a tenth; empty: cosine to 0")
+    momentum: float = option(0.9, "momentum of the optimiser")
+    weight_decay: float = option(1e-4, "weight decay; LARS spares biases and batch norms")
+    precision: str = _choice("optim.precision", "auto", "auto is measured once at the first start")
 
 
 @dataclass(frozen=True)
 class Launch:
     """Where and how it runs; nothing here changes the result."""
 
-    device: str = option("auto", "cpu, cuda, or auto")
+    device: str = _choice("launch.device", "auto", "where to train")
     workers: int = option(4, "data-loading processes per training process")
     log_every: int = option(50, "steps between two log lines")
     save_every: int = option(1000, "steps between two checkpoints")
@@ -70,6 +98,7 @@ class Launch:
 class PretrainConfig:
     """All settings; `identity` is the part that decides the result."""
 
+    method: str = _choice("method", "densecl", "what is learnt")
     seed: int = option(0, "decides initialisation, order, crops and shuffling")
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
@@ -81,43 +110,61 @@ class PretrainConfig:
         """Plain types of all settings but the launch's: two runs with equal identity end equal."""
         settings = asdict(self)
         del settings["launch"]
+        settings["optim"]["drop_at"] = list(self.optim.drop_at)
         return settings
 
 
 def check(config: PretrainConfig, world_size: int) -> None:
     """Raise UserError for settings that cannot work together, naming them."""
-    batch, group = config.optim.batch_size, config.model.bn_group
-    positive = {
-        "data.image_size": config.data.image_size,
-        "model.width": config.model.width,
-        "model.queue_length": config.model.queue_length,
-        "model.bn_group": group,
-        "loss.temperature": config.loss.temperature,
-        "optim.epochs": config.optim.epochs,
-        "optim.batch_size": batch,
-        "launch.log_every": config.launch.log_every,
-        "launch.save_every": config.launch.save_every,
-        "launch.keep": config.launch.keep,
-    }
-    for key, value in positive.items():
-        if value <= 0:
-            raise UserError(f"{key} = {value}: it must be greater than 0")
-    if config.model.depth not in STAGE_BLOCKS:
-        raise UserError(f"model.depth = {config.model.depth}: choose one of {list(STAGE_BLOCKS)}")
-    if config.optim.precision not in ("auto", "fp32", "bf16"):
-        raise UserError(f"optim.precision = {config.optim.precision}: choose auto, fp32 or bf16")
-    if config.launch.device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"launch.device = {config.launch.device}: choose auto, cpu or cuda")
+    for key, known in CHOICES.items():
+        value = _value(config, key)
+        if value not in known:
+            hint = did_you_mean(str(value), map(str, known))
+            raise UserError(f"{key} = {value}: choose one of {', '.join(map(str, known))}{hint}")
+    positive = (
+        *("data.image_size", "model.width", "model.hidden", "model.embedding"),
+        *("model.queue_length", "loss.temperature", "optim.epochs", "optim.batch_size"),
+        *("launch.log_every", "launch.save_every", "launch.keep"),
+    )
+    for key in positive:
+        if _value(config, key) <= 0:
+            raise UserError(f"{key} = {_value(config, key)}: it must be greater than 0")
+    for key in ("model.grid", "model.bn_group", "loss.dense_from", "optim.warmup_epochs"):
+        if _value(config, key) < 0:
+            raise UserError(f"{key} = {_value(config, key)}: it must be 0 or more")
     if not 0 <= config.loss.dense_weight <= 1:
         raise UserError(f"loss.dense_weight = {config.loss.dense_weight}: it is between 0 and 1")
+    _check_views(config)
+    _check_batch(config, world_size)
+
+
+def _check_views(config: PretrainConfig) -> None:
+    one_view = config.data.augmentation == "supervised"
+    if one_view != (config.method == "supervised"):
+        raise UserError(
+            f"data.augmentation = {config.data.augmentation}: it makes {1 if one_view else 2} "
+            f"view(s) of an image, and method = {config.method} needs {2 if one_view else 1}"
+        )
+
+
+def _check_batch(config: PretrainConfig, world_size: int) -> None:
+    batch, group = config.optim.batch_size, config.model.bn_group
     if batch % world_size:
         raise UserError(
             f"optim.batch_size = {batch} does not divide by {world_size} processes: "
             f"use {batch // world_size * world_size or world_size}, or another number of processes"
         )
     local = batch // world_size
-    if local > group and local % group:
+    if group and local > group and local % group:
         raise UserError(
             f"model.bn_group = {group} does not divide the {local} images of one process: "
             "every batch-norm group must be full"
         )
+
+
+def _value(config: PretrainConfig, key: str) -> Any:
+    """The setting called a.b."""
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value

@@ -1,4 +1,4 @@
-"""A folder of images → batches of two views, in an order that nothing but (seed, step) decides."""
+"""A folder of images → batches of views, in an order that nothing but (seed, step) decides."""
 
 import hashlib
 import os
@@ -14,16 +14,32 @@ from common import distributed
 from common.errors import UserError
 from common.shutdown import set_up_worker
 from pretrain.config import PretrainConfig
-from pretrain.views import TwoViews, random_key
+from pretrain.views import Views, random_key
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
 
 class Batch(NamedTuple):
-    """views (2, B, 3, H, W) uint8; unreadable: paths that a neighbour replaced."""
+    """B images in V views each.
+
+    views (V,B,3,H,W) uint8. corners (V,B,4): where each view lies in its image, see `Views`.
+    labels (B,) int64: the number of the image's class folder, 0 where there are none. unreadable:
+    paths that a neighbour replaced.
+    """
 
     views: torch.Tensor
+    corners: torch.Tensor
+    labels: torch.Tensor
     unreadable: list[str]
+
+
+class Inputs(NamedTuple):
+    """A batch on the training device at `step`: views V × (B,3,H,W), normalised."""
+
+    views: list[torch.Tensor]
+    corners: torch.Tensor
+    labels: torch.Tensor
+    step: int
 
 
 def list_images(root: Path, list_file: Path | None = None) -> list[str]:
@@ -47,6 +63,11 @@ def list_images(root: Path, list_file: Path | None = None) -> list[str]:
     return found
 
 
+def class_folders(files: list[str]) -> list[str]:
+    """The first folder of each path, each once, sorted; "" for images that lie in none."""
+    return sorted({path.rpartition("/")[0].partition("/")[0] for path in files})
+
+
 def dataset_hash(files: list[str]) -> str:
     """Hex SHA-256 of the file names: what `identity` records of the data."""
     return hashlib.sha256("\n".join(files).encode()).hexdigest()
@@ -58,18 +79,23 @@ def most_unreadable(images: int) -> int:
 
 
 class PretrainImages(Dataset):
-    """Item (epoch, number) → (views (2,3,H,W) uint8, paths that could not be read)."""
+    """Item (epoch, number) → views (V,3,H,W), corners (V,4), label, paths that were unreadable."""
 
     def __init__(self, config: PretrainConfig, files: list[str]) -> None:
         self.root = Path(config.data.root)
         self.files = files
         self.seed = config.seed
-        self.two_views = TwoViews(config.data.image_size, config.data.min_crop_area)
+        numbers = {name: number for number, name in enumerate(class_folders(files))}
+        self.labels = [numbers[class_folders([path])[0]] for path in files]
+        data = config.data
+        self.make_views = Views(data.augmentation, data.image_size, data.min_crop_area)
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, list[str]]:
+    def __getitem__(
+        self, item: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor, int, list[str]]:
         epoch, number = item
         unreadable: list[str] = []
         # One more failure than a run bears ends it, so there is no need to look further.
@@ -82,8 +108,9 @@ class PretrainImages(Dataset):
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
                 unreadable.append(str(path))
                 continue
-            return self.two_views(image, random_key(self.seed, epoch, neighbour)), unreadable
-        return self.two_views(Image.new("RGB", (8, 8)), 0), unreadable
+            views = self.make_views(image, random_key(self.seed, epoch, neighbour))
+            return *views, self.labels[neighbour], unreadable
+        return *self.make_views(Image.new("RGB", (8, 8)), 0), 0, unreadable
 
 
 class Order:
@@ -138,9 +165,14 @@ def data_loader(
     )
 
 
-def _collate(samples: list[tuple[torch.Tensor, list[str]]]) -> Batch:
-    views = torch.stack([views for views, _ in samples], dim=1)
-    return Batch(views, [path for _, paths in samples for path in paths])
+def _collate(samples: list[tuple[torch.Tensor, torch.Tensor, int, list[str]]]) -> Batch:
+    views, corners, labels, unreadable = zip(*samples)
+    return Batch(
+        torch.stack(views, dim=1),
+        torch.stack(corners, dim=1),
+        torch.tensor(labels),
+        [path for paths in unreadable for path in paths],
+    )
 
 
 def _without_label(line: str) -> str:

@@ -1,72 +1,23 @@
-"""DenseCL's losses as pure functions (arXiv:2011.09157 section 3; SPEC of the official code).
+"""The losses as pure functions (arXiv:2011.09157 section 3; SPEC of the official code).
 
-Letters: B images, C feature channels, S² positions, D embedding width, K queue length, N rows.
+Letters: D embedding width, K queue length, N rows.
 """
 
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
-
-from pretrain.model import Embeddings
 
 # Rows of the queue looked at together: 392 × 2048 logits are 3 MB where all of them are 100 MB.
 CHUNK = 2048
 
 
 class Losses(NamedTuple):
-    """total = (1-λ)·global_ + λ·dense; top1: share of rows whose positive beats all negatives.
-
-    All scalars but `matches` (B,S²).
-    """
+    """What a method computes of one batch: the scalar that is trained on, and scalars to log."""
 
     total: torch.Tensor
-    global_: torch.Tensor
-    dense: torch.Tensor
-    global_top1: torch.Tensor
-    dense_top1: torch.Tensor
-    matches: torch.Tensor
-
-
-def densecl_loss(
-    query: Embeddings,
-    key: Embeddings,
-    global_negatives: torch.Tensor,
-    dense_negatives: torch.Tensor,
-    temperature: float,
-    dense_weight: float,
-) -> Losses:
-    """Global and dense contrastive loss of one batch against the two queues, each (K,D).
-
-    Each position of the query is paired with the key position whose backbone feature is most
-    similar; the pair's dense embeddings are the positive. No gradient flows through the choice.
-    """
-    matches = match(query.feature, key.feature)  # (B,S²)
-    dense_positive = key.dense.gather(2, matches[:, None].expand_as(key.dense))  # (B,D,S²)
-    global_loss, global_top1 = info_nce_and_top1(
-        query.global_, key.global_, global_negatives, temperature
-    )
-    dense_loss, dense_top1 = info_nce_and_top1(
-        as_rows(query.dense), as_rows(dense_positive), dense_negatives, temperature
-    )
-    total = (1 - dense_weight) * global_loss + dense_weight * dense_loss
-    return Losses(total, global_loss, dense_loss, global_top1, dense_top1, matches)
-
-
-@torch.no_grad()
-def match(query_feature: torch.Tensor, key_feature: torch.Tensor) -> torch.Tensor:
-    """For each query position, the key position of the same image with the most similar feature.
-
-    (B,C,S²) and (B,C,S²), unit length over C → (B,S²) int64. One-directional: several query
-    positions may share a key position.
-    """
-    similarity = torch.bmm(query_feature.transpose(1, 2), key_feature)  # (B,S²,S²)
-    return similarity.argmax(dim=2)
-
-
-def as_rows(dense: torch.Tensor) -> torch.Tensor:
-    """(B,D,S²) → (B·S²,D)."""
-    return dense.transpose(1, 2).reshape(-1, dense.shape[1])
+    values: dict[str, torch.Tensor]
 
 
 def info_nce(
@@ -138,11 +89,26 @@ class _InfoNCE(torch.autograd.Function):
         return gradient * loss_gradient, None, None, None
 
 
-def match_entropy(matches: torch.Tensor) -> torch.Tensor:
-    """How evenly the key positions are chosen: 1 evenly, 0 when one takes all.
+def nt_xent(
+    views: torch.Tensor, everyone: torch.Tensor, first: int, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """SimCLR's loss (arXiv:2002.05709 eq. 1) of N/2 images in two views each, and its top-1.
 
-    matches (B,S²) → scalar: entropy of the chosen positions over the batch, divided by ln S².
+    views (N,D): the first views of this process's images, then the second, in the same order.
+    everyone (M,D): those rows of all processes; this process's begin at row `first`. A row's
+    positive is its image's other view, and its negatives are all rows but these two.
     """
-    positions = matches.shape[1]
-    share = torch.bincount(matches.flatten(), minlength=positions).float() / matches.numel()
-    return torch.special.entr(share).sum() / max(torch.log(torch.tensor(positions)), 1e-12)
+    count = len(views)
+    own = torch.arange(count, device=views.device)
+    logits = views @ everyone.T / temperature  # (N,M)
+    logits = logits.index_put((own, first + own), logits.new_tensor(-torch.inf))
+    positive = first + (own + count // 2) % count
+    top1 = (logits.argmax(1) == positive).to(logits.dtype).mean()
+    return F.cross_entropy(logits, positive), top1
+
+
+def mean_cosine(vectors: torch.Tensor) -> torch.Tensor:
+    """Mean cosine between two different rows of (N,D) unit vectors: 1 where all are one."""
+    vectors = vectors.detach()
+    count = len(vectors)
+    return (vectors.sum(0).square().sum() - count) / max(count * (count - 1), 1)

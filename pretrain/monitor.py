@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from common import distributed
 from common.logs import Metrics
 from pretrain.data import Batch
-from pretrain.loss import Losses, match_entropy
+from pretrain.loss import Losses
 from pretrain.run import Run
 
 log = logging.getLogger(__name__)
@@ -66,23 +66,13 @@ class Monitor:
     def _values(self, run: Run, losses: Losses) -> dict[str, float]:
         """Of the last step: losses and heads; since the last line: speed and waiting."""
         seconds = time.perf_counter() - self.started
-        weight = run.config.loss.dense_weight
-        global_loss, dense_loss = losses.global_.item(), losses.dense.item()
         gradients = [p.grad for p in run.model.query.parameters() if p.grad is not None]
-        queue = run.model.global_queue
         return {
             "epoch": (run.step - 1) // run.steps_per_epoch,
             "loss": losses.total.item(),
-            "loss_global": global_loss,
-            "loss_dense": dense_loss,
-            "loss_global_weighted": (1 - weight) * global_loss,
-            "loss_dense_weighted": weight * dense_loss,
-            "top1_global": losses.global_top1.item(),
-            "top1_dense": losses.dense_top1.item(),
-            "match_entropy": match_entropy(losses.matches).item(),
+            **{name: value.item() for name, value in losses.values.items()},
             "gradient_norm": torch.nn.utils.get_total_norm(gradients).item(),
             "lr": run.optimizer.param_groups[0]["lr"],
-            "queue_fill": queue.filled / len(queue.rows),
             "images_per_second": self.steps * run.config.optim.batch_size / seconds,
             "data_wait_share": self.waited / seconds,
             "eta_seconds": (run.total_steps - run.step) * seconds / self.steps,
@@ -96,13 +86,24 @@ class Monitor:
 def console_line(run: Run, values: dict[str, float]) -> str:
     """The logged numbers that a person follows."""
     eta = timedelta(seconds=round(values["eta_seconds"]))
+    parts, top1, cosine = (_each(values, kind) for kind in ("loss", "top1", "cosine"))
     return (
         f"step {run.step}/{run.total_steps} epoch {values['epoch']:.0f}"
-        f"  loss {values['loss']:.3f} (global {values['loss_global']:.3f}"
-        f" dense {values['loss_dense']:.3f})"
-        f"  top1 {values['top1_global']:.2f}/{values['top1_dense']:.2f}"
+        f"  loss {values['loss']:.3f} ({parts}){f'  top1 {top1}' if top1 else ''}"
+        f"{f'  cosine {cosine}' if cosine else ''}"
         f"  lr {values['lr']:.4g}  {values['images_per_second']:.0f} img/s"
         f"  wait {values['data_wait_share']:.0%}  eta {eta}"
+    )
+
+
+def _each(values: dict[str, float], kind: str) -> str:
+    """global 5.871 dense 5.102: a method's values of one kind, by their terms."""
+    parts = [name.split("_") for name in values if name.startswith(f"{kind}_")]
+    digits = 3 if kind == "loss" else 2
+    return " ".join(
+        f"{term[0]} {values['_'.join([kind, *term])]:.{digits}f}"
+        for _, *term in parts
+        if len(term) == 1
     )
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from common import distributed
 from common.checkpoint import latest_good, load_checkpoint, save_checkpoint
 from pretrain.config import PretrainConfig
-from pretrain.model import DenseCL
+from pretrain.data import class_folders
+from pretrain.lars import LARS
+from pretrain.method import Method
+from pretrain.methods import build_method
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +30,7 @@ class Run:
     config: PretrainConfig
     folder: Path
     device: torch.device
-    model: DenseCL
+    model: Method
     query_encoder: nn.Module  # model.query, wrapped by DDP where there are several processes
     optimizer: torch.optim.Optimizer
     files: list[str]
@@ -43,9 +47,11 @@ class Run:
 
 
 def build_run(config: PretrainConfig, folder: Path, device: torch.device, files: list[str]) -> Run:
-    """A new run: seeded weights, both encoders equal, queues of random unit vectors."""
+    """A new run, its weights and queues drawn from the seed."""
     torch.manual_seed(config.seed)
-    model = DenseCL(config.model).to(device)
+    steps_per_epoch = len(files) // config.optim.batch_size
+    total_steps = config.optim.epochs * steps_per_epoch
+    model = build_method(config, len(class_folders(files)), total_steps).to(device)
     model = model.to(memory_format=torch.channels_last)
     encoder: nn.Module = model.query
     if distributed.world_size() > 1:
@@ -54,16 +60,24 @@ def build_run(config: PretrainConfig, folder: Path, device: torch.device, files:
             encoder = DistributedDataParallel(
                 model.query, broadcast_buffers=False, gradient_as_bucket_view=True
             )
+    optimizer = build_optimizer(config, model.query.parameters())
+    return Run(config, folder, device, model, encoder, optimizer, files, steps_per_epoch)
+
+
+def build_optimizer(
+    config: PretrainConfig, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """SGD or LARS over all parameters that are trained."""
     optim = config.optim
-    optimizer = torch.optim.SGD(
-        model.query.parameters(),
+    if optim.optimizer == "lars":
+        return LARS(parameters, optim.lr, optim.momentum, optim.weight_decay)
+    return torch.optim.SGD(
+        parameters,
         lr=optim.lr,
         momentum=optim.momentum,
         weight_decay=optim.weight_decay,
         fused=True,
     )
-    steps_per_epoch = len(files) // optim.batch_size
-    return Run(config, folder, device, model, encoder, optimizer, files, steps_per_epoch)
 
 
 def save(run: Run) -> None:

@@ -2,7 +2,7 @@
 
 FOLDER/
   config.yaml  env.json  precision.json  log.txt  metrics.jsonl  tensorboard/
-  checkpoints/step_*.pth   model (both encoders, both queues), optimiser, step, config
+  checkpoints/step_*.pth   the whole model (encoders, queues, ...), optimiser, step, config
   unreadable.txt           images that could not be read, if any
   DONE                     the last checkpoint and its hash
 """
@@ -18,11 +18,12 @@ from common.checkpoint import latest_good
 from common.errors import UserError
 from common.files import replacing, write_text
 from common.shutdown import StopRequest
-from pretrain.data import Batch, most_unreadable
-from pretrain.loss import Losses, densecl_loss
+from pretrain.config import Optim
+from pretrain.data import Batch, Inputs, most_unreadable
+from pretrain.group_bn import average_running_statistics
+from pretrain.loss import Losses
 from pretrain.monitor import Monitor
 from pretrain.run import Run, save
-from pretrain.shuffle_bn import average_running_statistics, shuffling
 from pretrain.views import normalise
 
 log = logging.getLogger(__name__)
@@ -43,31 +44,24 @@ def train(run: Run, loader: DataLoader, monitor: Monitor, stop: StopRequest) -> 
 
 
 def train_step(run: Run, batch: Batch, stop: StopRequest) -> Losses:
-    """One update, in the official order: the keys enter the queues after the loss."""
-    config, model = run.config, run.model
-    set_learning_rate(run)
-    permutation = shuffling(config.optim.batch_size, config.seed, run.step)
-    query_view, key_view = (normalise(v.to(run.device, non_blocking=True)) for v in batch.views)
-
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-        query = run.query_encoder(query_view)
-        model.update_key_encoder()
-        key = model.embed_keys(key_view, permutation)
-    losses = densecl_loss(
-        query,
-        key,
-        model.global_queue.rows,
-        model.dense_queue.rows,
-        config.loss.temperature,
-        config.loss.dense_weight,
+    """One update by whatever method the run is of."""
+    lr = learning_rate(run.config.optim, run.step, run.steps_per_epoch)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    inputs = Inputs(
+        views=[normalise(view.to(run.device, non_blocking=True)) for view in batch.views],
+        corners=batch.corners.to(run.device),
+        labels=batch.labels.to(run.device),
+        step=run.step,
     )
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+        losses: Losses = run.model.losses(run.query_encoder, inputs)
     agree(run, batch, losses, stop)
-    model.enqueue(key)
 
     run.optimizer.zero_grad()
     losses.total.backward()
     run.optimizer.step()
-    average_running_statistics(model)
+    average_running_statistics(run.model)
     return losses
 
 
@@ -103,9 +97,9 @@ def record_unreadable(run: Run, paths: list[str]) -> None:
 
 
 def describe_broken_loss(run: Run, batch: Batch, losses: Losses) -> str:
-    """Write what produced the loss; return the sentence that says so."""
+    """Write what produced the loss; return the sentence that says so. No weight was updated."""
     path = run.folder / f"not_finite_step_{run.step}_rank_{distributed.rank()}.pth"
-    values = {"global": losses.global_.item(), "dense": losses.dense.item()}
+    values = {name: value.item() for name, value in losses.values.items() if "loss" in name}
     evidence = {"losses": values, "views": batch.views, "model": run.model.state_dict()}
     with replacing(path) as temporary:
         torch.save({"step": run.step, **evidence}, temporary)
@@ -117,9 +111,11 @@ def describe_broken_loss(run: Run, batch: Batch, losses: Losses) -> str:
     )
 
 
-def set_learning_rate(run: Run) -> None:
-    """Cosine from `lr` to 0, constant within an epoch, as the official code has it."""
-    optim = run.config.optim
-    epoch = run.step // run.steps_per_epoch
-    for group in run.optimizer.param_groups:
-        group["lr"] = optim.lr * (1 + math.cos(math.pi * epoch / optim.epochs)) / 2
+def learning_rate(optim: Optim, step: int, steps_per_epoch: int) -> float:
+    """Cosine from `lr` to 0, or drops to a tenth; constant within an epoch but in the warm-up."""
+    epoch, warmup = step // steps_per_epoch, optim.warmup_epochs
+    if epoch < warmup:
+        return optim.lr * (step + 1) / (warmup * steps_per_epoch)
+    if optim.drop_at:
+        return optim.lr * 0.1 ** sum(epoch >= drop for drop in optim.drop_at)
+    return optim.lr * (1 + math.cos(math.pi * (epoch - warmup) / (optim.epochs - warmup))) / 2

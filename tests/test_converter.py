@@ -8,10 +8,10 @@ import pytest
 import torch
 from converter_sources import MAKERS, run_converter, thin_backbone
 
+from common.backbone_file import detectron2_name
 from common.checkpoint import save_checkpoint
 from common.pickles import load_pickle
 from common.resnet import ResNet
-from converters.names import detectron2_name
 from converters.verify import expected_shapes, forward, probe_images
 
 

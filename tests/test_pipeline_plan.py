@@ -1,5 +1,6 @@
 """From choices to stages: names, needs, commands, and what the fingerprints depend on."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,12 @@ import pytest
 
 from benchmarks.config import find_config
 from common.benchmarks import benchmark_files
+from common.config import load_config
 from common.errors import UserError
 from common.files import read_yaml
 from pipeline.plan import Choices, plan
 from pipeline.stage import Stage, read_settings, stage_fingerprint
+from pretrain.config import PretrainConfig, check
 
 MINI = Choices("MINI", Path("runs/demo"))
 
@@ -100,7 +103,9 @@ def test_all_benchmarks_are_those_of_the_source_for_a_resnet_50(source):
 
 
 def test_an_unknown_method_lists_those_that_have_a_configuration():
-    with pytest.raises(UserError, match=r"dense_mini\.yaml.*did you mean densecl.*are densecl"):
+    with pytest.raises(
+        UserError, match=r"dense_mini\.yaml.*did you mean densecl.*are byol, densecl"
+    ):
         plan(Choices("MINI", Path("r"), methods=("dense",)))
 
 
@@ -199,3 +204,75 @@ def test_a_bad_configuration_is_named(tmp_path, content, reason):
         read_settings(tmp_path / "bad.yaml")
     with pytest.raises(UserError, match="no such configuration file"):
         read_settings(tmp_path / "absent.yaml")
+
+
+ABLATION_ROWS = {
+    ("CC", "lambda"): 7,
+    ("CC", "matching"): 5,
+    ("CC", "grid"): 5,
+    ("CC", "schedule"): 8,
+    ("MINI", "lambda"): 7,
+    ("MINI", "matching"): 5,
+    ("MINI", "grid"): 5,
+    ("MINI", "schedule"): 6,
+}
+
+
+@pytest.mark.parametrize("source, name", ABLATION_ROWS)
+def test_an_ablation_pretrains_each_of_its_rows(source, name):
+    stages = plan(Choices(source, Path("runs/x"), benchmarks=(), ablation=name))
+    rows = [s.name.removeprefix("pretrain/") for s in stages if s.name.startswith("pretrain/")]
+    assert len(rows) == len(set(rows)) == ABLATION_ROWS[source, name]
+    for stage in stages:
+        if stage.name.startswith("pretrain/"):
+            words = stage.words[stage.words.index("--output") + 2 :]
+            config = load_config(PretrainConfig, stage.configs[0], words)
+            check(config, world_size=1)
+            assert bool(words) == (stage.name.count("-") == 2)
+    benchmarks = {s.name.split("/")[1] for s in stages if s.name.startswith("benchmarks/")}
+    prefix = "mini_" if source == "MINI" else ""
+    wanted = {"voc"} if name == "schedule" else {"voc", "voc07_svm"}
+    assert benchmarks == {prefix + short for short in wanted}
+
+
+def test_the_papers_ablations_have_exactly_the_settings_that_its_tables_ask_for():
+    """Every row of Tables 5 to 7 and the figure is planned, with the settings it is held to."""
+    tables = json.loads(Path("configs/paper_tables.json").read_text())
+    conditions, planned = tables["pretraining"], {}
+    for name in ("lambda", "matching", "grid", "schedule"):
+        for stage in plan(Choices("CC", Path("runs/x"), benchmarks=(), ablation=name)):
+            if stage.name.startswith("pretrain/"):
+                words = stage.words[stage.words.index("--output") + 2 :]
+                config = load_config(PretrainConfig, stage.configs[0], words)
+                planned[stage.name.removeprefix("pretrain/")] = config.identity()
+    ids = ("T5", "T6", "T7", "F3")
+    for table in (t for t in tables["tables"] if any(f"_{part}_" in t["id"] for part in ids)):
+        for row in table["rows"]:
+            settings = planned[row["row"]]
+            assert settings["optim"]["epochs"] == row["epochs"]
+            for key, value in conditions[row["row"]].items():
+                found = settings
+                for part in key.split("."):
+                    found = found[part]
+                assert found == value, (row["row"], key)
+
+
+def test_every_row_of_the_tables_can_be_pretrained():
+    rows = json.loads(Path("configs/paper_tables.json").read_text())["tables"]
+    names = {r["row"] for t in rows if t.get("parts") for r in t["rows"] if r["row"]}
+    wanted = {name for name in names if name.count("-") == 1}
+    assert wanted >= {"moco_v1-IN", "simclr-IN", "byol-IN", "supervised-IN", "moco_v2-CC"}
+    for name in wanted:
+        method, source = name.split("-")
+        (stage,) = [
+            stage
+            for stage in plan(Choices(source, Path("runs/x"), methods=(method,)))
+            if stage.name == f"pretrain/{name}"
+        ]
+        assert stage.configs[0].is_file()
+
+
+@pytest.mark.parametrize("source, ablation", [("CC", "gird"), ("MINI", "")])
+def test_an_unknown_ablation_is_named(source, ablation):
+    with pytest.raises(UserError, match=f"--ablation {ablation}: not in configs/ablations.yaml"):
+        plan(Choices(source, Path("runs/x"), benchmarks=(), ablation=ablation))

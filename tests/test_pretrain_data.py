@@ -12,8 +12,15 @@ from PIL import Image
 from common import distributed
 from common.errors import UserError
 from pretrain.config import Data, Launch, Optim, PretrainConfig
-from pretrain.data import Order, PretrainImages, data_loader, list_images, most_unreadable
-from pretrain.views import TwoViews, random_key
+from pretrain.data import (
+    Order,
+    PretrainImages,
+    class_folders,
+    data_loader,
+    list_images,
+    most_unreadable,
+)
+from pretrain.views import RECIPES, Recipe, Views, random_key
 
 
 def make_config(root, workers=0, **optim):
@@ -121,10 +128,10 @@ def test_views_follow_the_recipe():
     grid = np.indices((64, 64)).sum(0) % 2 * 255
     colours = np.zeros((64, 64, 3), np.uint8)
     colours[..., 0], colours[..., 1] = 200, np.linspace(0, 255, 64).astype(np.uint8)
-    two_views = TwoViews(32, 0.2)
+    two_views = Views("moco_v2", 32, 0.2)
     grey = flipped = 0
     for draw in range(1000):
-        for view in two_views(Image.fromarray(colours), random_key("colour", draw)):
+        for view in two_views(Image.fromarray(colours), random_key("colour", draw))[0]:
             grey += bool((view[0] == view[1]).all() and (view[1] == view[2]).all())
             brightness = view.sum(0).float().mean(0)  # green rises from left to right
             flipped += bool(brightness[:4].mean() > brightness[-4:].mean())
@@ -133,7 +140,7 @@ def test_views_follow_the_recipe():
     checker = Image.fromarray(np.repeat(grid[..., None], 3, 2).astype(np.uint8))
     kinds = Counter()
     for draw in range(500):
-        for view in TwoViews(64, 1.0)(checker, random_key("blur", draw)):
+        for view in Views("moco_v2", 64, 1.0)(checker, random_key("blur", draw))[0]:
             kinds[bool(view.float().std() < 20)] += 1
     assert 0.2 < kinds[True] / 1000 < 0.6  # blurred with a σ that hides the checkerboard
 
@@ -146,9 +153,55 @@ def test_unreadable_images_are_named_and_replaced_by_their_neighbour(image_folde
     files = list_images(tmp_path)
     dataset = PretrainImages(make_config(tmp_path), files)
     for number, replacement, unreadable in [(0, 0, []), (1, 3, "bc"), (2, 3, "c"), (4, 0, "e")]:
-        views, paths = dataset[(0, number)]
+        views, _, _, paths = dataset[(0, number)]
         assert paths == [str(tmp_path / f"{name}.jpg") for name in unreadable]
         assert torch.equal(views, dataset[(0, replacement)][0])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_corners_say_where_each_view_lies(recipe):
+    """In an image whose red rises to the right and whose green rises downwards."""
+    columns, rows = np.meshgrid(np.arange(200), np.arange(160))
+    pixels = np.stack([columns, rows, np.full_like(rows, 128)], 2).astype(np.uint8)
+    mirrored = 0
+    for draw in range(100):
+        image = Image.fromarray(pixels)
+        views, corners = without_colours(Views(recipe, 50, 0.2))(image, random_key("corners", draw))
+        assert views.shape == (len(RECIPES[recipe].views), 3, 50, 50)
+        for view, (left, top, right, bottom) in zip(views.float(), corners.tolist()):
+            along = (np.arange(50) + 0.5) / 50  # pixel k of the image has its centre at k + 0.5
+            expected = left + along * (right - left) - 0.5, top + along * (bottom - top) - 0.5
+            np.testing.assert_allclose(view[0].mean(0)[5:-5], expected[0][5:-5], atol=1.01)
+            np.testing.assert_allclose(view[1].mean(1)[5:-5], expected[1][5:-5], atol=1.01)
+            mirrored += left > right
+            assert top < bottom and min(left, right) >= 0 and max(left, right) <= 200
+    assert 0.3 < mirrored / (100 * len(views)) < 0.7
+
+
+def without_colours(views):
+    """The same crops and mirrorings without any change of colour."""
+    plain = Recipe(tuple([] for _ in views.recipe.views), views.recipe.interpolation)
+    views.recipe = plain
+    return views
+
+
+def test_byols_views_differ_in_blur_and_solarisation():
+    first, second = RECIPES["byol"].views
+    assert [change.p for change in first[2:]] == [1.0]
+    assert [change.p for change in second[2:]] == [0.1, 0.2]
+
+
+def test_labels_are_the_numbers_of_the_first_folders(tmp_path):
+    for name in ("dog/1.png", "cat/old/2.png", "cat/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / name)
+    files = list_images(tmp_path)
+    assert class_folders(files) == ["cat", "dog"]
+    dataset = PretrainImages(make_config(tmp_path), files)
+    assert {files[i]: dataset[(0, i)][2] for i in range(3)} == {
+        "cat/3.png": 0, "cat/old/2.png": 0, "dog/1.png": 1
+    }  # fmt: skip
+    assert class_folders(["a.jpg", "b/c.jpg"]) == ["", "b"]
 
 
 @pytest.mark.parametrize("images,limit", [(100, 10), (100_000, 10), (1_281_167, 128)])

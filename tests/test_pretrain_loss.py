@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain.loss import CHUNK, densecl_loss, info_nce, info_nce_and_top1, match, match_entropy
-from pretrain.model import Embeddings
+from pretrain.loss import CHUNK, info_nce, info_nce_and_top1, mean_cosine, nt_xent
+from pretrain.matching import match_by_similarity, match_entropy
 
 
 def naive_info_nce(query, positive, negatives, temperature):
@@ -137,7 +137,7 @@ def test_peak_memory_is_a_twentieth_of_the_naive_one():
 def test_match_equals_brute_force():
     query = F.normalize(torch.randn(3, 5, 9, dtype=torch.float64), dim=1)
     key = F.normalize(torch.randn(3, 5, 9, dtype=torch.float64), dim=1)
-    found = match(query, key)
+    found = match_by_similarity(query, key)
     for image in range(3):
         for position in range(9):
             similarities = [
@@ -146,37 +146,29 @@ def test_match_equals_brute_force():
             assert found[image, position] == similarities.index(max(similarities))
 
 
-def naive_densecl_loss(query, key, global_queue, dense_queue, temperature, weight):
-    """Image by image, position by position."""
-    global_loss = naive_info_nce(query.global_, key.global_, global_queue, temperature)
-    rows, positives = [], []
-    for image in range(len(query.dense)):
-        similarity = query.feature[image].T @ key.feature[image]
-        for position in range(query.dense.shape[2]):
-            rows.append(query.dense[image, :, position])
-            positives.append(key.dense[image, :, int(similarity[position].argmax())])
-    dense_loss = naive_info_nce(torch.stack(rows), torch.stack(positives), dense_queue, temperature)
-    return (1 - weight) * global_loss + weight * dense_loss
-
-
-def test_densecl_loss_equals_naive_loops():
-    def embeddings(seed, requires_grad):
-        generator = torch.Generator().manual_seed(seed)
-        shapes = [(4, 6, 9), (4, 8), (4, 8, 9), (4, 8)]
-        draws = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
-        unit = [F.normalize(draw, dim=1) for draw in draws]
-        return Embeddings(*(u.requires_grad_(requires_grad) for u in unit))
-
-    query, key = embeddings(0, True), embeddings(1, False)
-    queues = unit_rows(31, 8, 2), unit_rows(31, 8, 3)
-    ours = densecl_loss(query, key, *queues, 0.2, 0.3).total
-    expected = naive_densecl_loss(query, key, *queues, 0.2, 0.3)
+@pytest.mark.parametrize("first", [0, 6])
+def test_nt_xent_equals_naive_loops(first):
+    everyone = unit_rows(18, 8, 0)
+    own = everyone[first : first + 6].clone().requires_grad_()  # three images in two views
+    ours, top1 = nt_xent(own, everyone, first, 0.2)
+    terms, wins = [], []
+    for row in range(6):
+        similar = {j: own[row] @ everyone[j] / 0.2 for j in range(18) if j != first + row}
+        positive = similar[first + (row + 3) % 6]
+        terms.append(torch.stack(list(similar.values())).exp().sum().log() - positive)
+        wins.append(positive == max(similar.values()))
+    expected = torch.stack(terms).mean()
     assert ours.item() == pytest.approx(expected.item(), rel=1e-12)
-    for name in ("global_", "dense"):
-        leaf = getattr(query, name)
-        (ours_gradient,) = torch.autograd.grad(ours, leaf, retain_graph=True)
-        (expected_gradient,) = torch.autograd.grad(expected, leaf, retain_graph=True)
-        assert relative_error(ours_gradient, expected_gradient) <= 1e-12
+    assert top1.item() == pytest.approx(sum(map(float, wins)) / 6)
+    gradients = [torch.autograd.grad(loss, own)[0] for loss in (ours, expected)]
+    assert relative_error(*gradients) <= 1e-12
+
+
+def test_mean_cosine_is_that_of_all_pairs():
+    rows = unit_rows(7, 5, 0)
+    pairs = [rows[i] @ rows[j] for i in range(7) for j in range(7) if i != j]
+    assert mean_cosine(rows).item() == pytest.approx(float(sum(pairs) / 42))
+    assert mean_cosine(rows[:1]).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_match_entropy_is_1_when_even_and_0_when_one_takes_all():

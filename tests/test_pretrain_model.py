@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from processes import run
 from torch import nn
 
-import pretrain.model
+import pretrain.methods.moco
 import pretrain.train
 from common import distributed
 from pretrain.config import Model, Optim, PretrainConfig
 from pretrain.data import Batch
-from pretrain.model import DenseCL, Encoder, Queue
+from pretrain.group_bn import GroupBatchNorm, shuffling
+from pretrain.methods.densecl import DenseCL, DenseEncoder
+from pretrain.methods.moco import Queue
 from pretrain.run import build_run
-from pretrain.shuffle_bn import GroupBatchNorm2d, shuffling
 from pretrain.train import train_step
 from pretrain.views import normalise
 
@@ -26,7 +27,7 @@ TINY = Model(width=8, hidden=16, embedding=8, queue_length=37, key_momentum=0.9,
 
 def make_model(seed=0, config=TINY):
     torch.manual_seed(seed)
-    return DenseCL(config)
+    return DenseCL(PretrainConfig(model=config))
 
 
 def images(count, seed=0, size=64):
@@ -45,7 +46,7 @@ def test_both_encoders_start_equal_and_only_the_query_learns():
 
 def test_initialisation_is_the_official_one():
     torch.manual_seed(0)
-    encoder = Encoder(Model())
+    encoder = DenseEncoder(Model())
     conv = encoder.backbone.layer3[0].conv2.weight  # fan_in 256·9
     assert conv.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
     linear = encoder.global_head[0]
@@ -118,7 +119,7 @@ def test_queue_state_survives_a_round_trip():
 
 def test_grouped_batch_norm_equals_one_batch_norm_per_group():
     torch.manual_seed(0)
-    ours, batch = GroupBatchNorm2d(6, group=4), torch.randn(12, 6, 5, 5)
+    ours, batch = GroupBatchNorm(6, group=4), torch.randn(12, 6, 5, 5)
     nn.init.normal_(ours.weight)
     separate = [nn.BatchNorm2d(6) for _ in range(3)]
     for module in separate:
@@ -153,13 +154,13 @@ def test_keys_come_back_unshuffled():
 
 @pytest.mark.parametrize("forgotten", range(4))
 def test_forgetting_to_unshuffle_one_part_is_noticed(forgotten, monkeypatch):
-    original, calls = pretrain.model.unshuffle, []
+    original, calls = pretrain.methods.moco.unshuffle, []
 
     def forgetful(local, permutation):
         calls.append(local)
         return local if len(calls) == forgotten + 1 else original(local, permutation)
 
-    monkeypatch.setattr(pretrain.model, "unshuffle", forgetful)
+    monkeypatch.setattr(pretrain.methods.moco, "unshuffle", forgetful)
     with pytest.raises(AssertionError):
         check_keys_come_back_in_order(make_model())
 
@@ -178,6 +179,13 @@ CONFIG = PretrainConfig(model=TINY, optim=Optim(epochs=2, batch_size=8, lr=0.1))
 def two_views(count, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (2, count, 3, 64, 64), generator=generator, dtype=torch.uint8)
+
+
+def make_batch(views):
+    """A batch whose views all show their whole image, of classes 0, 1, 2, ..."""
+    count, size = views.shape[1], views.shape[-1]
+    corners = torch.tensor([0.0, 0.0, size, size]).expand(len(views), count, 4)
+    return Batch(views, corners, torch.arange(count), [])
 
 
 def normalise_in_float64(view):
@@ -216,7 +224,7 @@ def test_one_step_equals_the_algorithm_written_out(restore_normalise):
         parameter.data.mul_(1.01)
     training.model.load_state_dict(before.state_dict())
     views = two_views(8)
-    losses = train_step(training, Batch(views, []), stop=False)
+    losses = train_step(training, make_batch(views), stop=False)
 
     queries, keys = (normalise_in_float64(view) for view in views)
     permutation = shuffling(8, CONFIG.seed, 0).tolist()
@@ -239,8 +247,8 @@ def test_one_step_equals_the_algorithm_written_out(restore_normalise):
             dense_logits.append(torch.cat([(vector @ positive)[None], negatives]))
     global_loss = F.cross_entropy(torch.stack(global_logits) / 0.2, torch.zeros(8).long())
     dense_loss = F.cross_entropy(torch.stack(dense_logits) / 0.2, torch.zeros(32).long())
-    assert losses.global_.item() == pytest.approx(global_loss.item(), rel=1e-6)
-    assert losses.dense.item() == pytest.approx(dense_loss.item(), rel=1e-6)
+    assert losses.values["loss_global"].item() == pytest.approx(global_loss.item(), rel=1e-6)
+    assert losses.values["loss_dense"].item() == pytest.approx(dense_loss.item(), rel=1e-6)
     (0.5 * global_loss + 0.5 * dense_loss).backward()
     ours = dict(training.model.query.named_parameters())
     for name, parameter in before.query.named_parameters():
@@ -259,7 +267,7 @@ def step_of_this_process(output):
     distributed.start("cpu")
     training = make_float64_run(replace(CONFIG, optim=replace(CONFIG.optim, batch_size=16)))
     views = torch.stack([distributed.this_process_rows(view) for view in two_views(16)])
-    losses = train_step(training, Batch(views, []), stop=False)
+    losses = train_step(training, make_batch(views), stop=False)
     total = distributed.sum_over_processes(losses.total.detach()) / distributed.world_size()
     gradients = {n: p.grad for n, p in training.model.query.named_parameters()}
     if distributed.is_main():

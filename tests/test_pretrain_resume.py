@@ -25,7 +25,9 @@ CURVE = Path(__file__).parent / "golden" / "pretrain_curve.json"
 def make_config(root, workers=0):
     return PretrainConfig(
         data=Data(root=str(root), image_size=64),
-        model=Model(width=4, hidden=16, embedding=8, queue_length=20, bn_group=2),
+        model=Model(
+            width=4, hidden=16, embedding=8, queue_length=20, bn_group=2, zero_init_residual=True
+        ),
         optim=Optim(epochs=4, batch_size=8, lr=0.05, precision="fp32"),
         launch=Launch(device="cpu", workers=workers, log_every=1, save_every=3),
     )
@@ -142,13 +144,11 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(
 
 
 def test_the_first_twenty_losses_are_the_stored_ones(undisturbed):
-    """A curve of another day, perhaps of another CPU.
+    """A curve of another day: formula, order, crops, shuffling, EMA and queues hold it.
 
-    The first two steps hold formula, order, crops, shuffling, EMA, queues and update to the
-    digit. A fresh ResNet in tiny groups then amplifies another CPU's rounding (10^-7) by 10^5 a
-    step, so the rest is held to the course. On one machine it repeats to the bit, as above.
+    Without AVX-512, or without AVX2, this CPU's losses differ by up to 3e-4 after twenty steps.
     """
     losses = [[line["loss_global"], line["loss_dense"]] for line in logged(undisturbed[1])[:20]]
     stored = json.loads(CURVE.read_text())
     for step, (ours, expected) in enumerate(zip(losses, stored, strict=True)):
-        assert ours == pytest.approx(expected, rel=1e-4 if step < 2 else 0.35), step
+        assert ours == pytest.approx(expected, rel=1e-5 if step < 2 else 0.01), step

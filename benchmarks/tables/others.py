@@ -61,8 +61,15 @@ def is_of_one_class(key: str) -> bool:
 
 
 def _twin_rows(table: PaperTable, paper: Paper, run: Run, columns: list[Column]) -> list[str]:
-    """A main table's twin has every row of its benchmark but the ablations'; another's, its own."""
+    """A main table's twin has every row of its benchmark but the ablations'; another's, its own.
+
+    The figure's are pre-trained for other numbers of epochs than the paper's.
+    """
     measured = {row for c in columns for name, row in run.experiments if name == c.benchmark}
+    if table.has_figure:
+        methods = "|".join({str(row.row).split("-")[0] for row in table.rows})
+        found = [row for row in measured if re.fullmatch(rf"({methods})-MINI(-\d+ep)?", row)]
+        return sorted(found, key=lambda row: [int(n) for n in re.findall(r"-(\d+)ep", row)])
     mine = [_miniature_row(row.row) for row in table.rows if row.row]
     if not table.is_main:
         return [row for row in mine if row in measured]

@@ -15,10 +15,16 @@ from common import distributed
 from pretrain.views import random_key
 
 
-class GroupBatchNorm2d(nn.BatchNorm2d):
+def norm_layer(channels: int, group: int) -> nn.Module:
+    """Batch norm over groups of `group` images; with 0, over all images of all processes."""
+    return GroupBatchNorm(channels, group) if group else nn.SyncBatchNorm(channels)
+
+
+class GroupBatchNorm(nn.BatchNorm2d):
     """Batch norm over groups of `group` images, one after another in the batch.
 
-    The running statistics follow the mean over all groups; training never reads them.
+    Images are (B,C,H,W) maps or (B,C) vectors. The running statistics follow the mean over all
+    groups; training never reads them.
     """
 
     running_mean: torch.Tensor
@@ -28,6 +34,10 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
     def __init__(self, channels: int, group: int) -> None:
         super().__init__(channels)
         self.group = group
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        if input.dim() not in (2, 4):
+            raise ValueError(f"expected (B,C,H,W) or (B,C), not {tuple(input.shape)}")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if not self.training or len(images) <= self.group:

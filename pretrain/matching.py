@@ -1,0 +1,67 @@
+"""Which position of the key view a position of the query view is paired with.
+
+Letters: B images, C channels, S² positions, row by row from the top left.
+"""
+
+import torch
+
+from common import distributed
+from pretrain.views import random_key
+
+
+@torch.no_grad()
+def match_by_similarity(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """For each query position, the key position of the same image with the most similar vector.
+
+    (B,C,S²) and (B,C,S²), unit length over C → (B,S²) int64. One-directional: several query
+    positions may share a key position.
+    """
+    similarity = torch.bmm(query.transpose(1, 2), key)  # (B,S²,S²)
+    return similarity.argmax(dim=2)
+
+
+def match_by_place(
+    query_corners: torch.Tensor, key_corners: torch.Tensor, positions: int
+) -> torch.Tensor:
+    """For each query position, the key position whose centre lies nearest in the image.
+
+    Corners (B,4), see `Views` → (B,S²) int64. Like the most similar position, there always is
+    one, also for what the key view does not show.
+    """
+    return distances(query_corners, key_corners, positions).argmin(2)
+
+
+def distances(
+    query_corners: torch.Tensor, key_corners: torch.Tensor, positions: int
+) -> torch.Tensor:
+    """(B,S²,S²): pixels of the image from each query position's centre to each key position's."""
+    query, key = (centres(corners, positions) for corners in (query_corners, key_corners))
+    return torch.cdist(query, key, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def centres(corners: torch.Tensor, positions: int) -> torch.Tensor:
+    """(B,S²,2): x and y in the image of the centre of each of a view's S² positions."""
+    side = round(positions**0.5)
+    along = (torch.arange(side, device=corners.device, dtype=torch.float64) + 0.5) / side
+    left, top, right, bottom = corners.double()[:, :, None].unbind(1)  # (B,1) each
+    x = left + along * (right - left)  # (B,S)
+    y = top + along * (bottom - top)
+    rows, columns = y.repeat_interleave(side, 1), x.repeat(1, side)
+    return torch.stack([columns, rows], 2)
+
+
+def match_randomly(images: int, positions: int, seed: int, step: int) -> torch.Tensor:
+    """(B,S²) int64: for this process's part of the batch of `images`, any key positions."""
+    generator = torch.Generator().manual_seed(random_key(seed, "match", step))
+    whole = torch.randint(positions, (images, positions), generator=generator)
+    return distributed.this_process_rows(whole)
+
+
+def match_entropy(matches: torch.Tensor) -> torch.Tensor:
+    """How evenly the key positions are chosen: 1 evenly, 0 when one takes all.
+
+    matches (B,S²) → scalar: entropy of the chosen positions over the batch, divided by ln S².
+    """
+    positions = matches.shape[1]
+    share = torch.bincount(matches.flatten(), minlength=positions).float() / matches.numel()
+    return torch.special.entr(share).sum() / max(torch.log(torch.tensor(positions)), 1e-12)
