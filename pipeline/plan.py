@@ -1,7 +1,7 @@
 """From the command line's choices to the stages, in an order in which they can run.
 
 data → pretrain/METHOD-DATA → convert/METHOD-DATA → benchmarks/BENCHMARK/ROW/seed_N
-     → tables → report
+     → correspondence → tables → report
 
 Nothing here imports torch or another package of the pipeline: planning is instant.
 """
@@ -71,6 +71,7 @@ def plan(choices: Choices) -> list[Stage]:
                 _trial(benchmark, config, row, seed, choices, data)
                 for seed in range(1, choices.trials + 1)
             ]
+    stages.append(_correspondence(rows, choices))
     return [*stages, _tables(choices.folder, stages), _report(choices.folder)]
 
 
@@ -127,6 +128,25 @@ def _trial(
     )
 
 
+def _correspondence(rows: Sequence[Row], choices: Choices) -> Stage:
+    """Drawn on the miniature's validation images, or on some of those that were trained on."""
+    pickles = [choices.folder / "weights" / f"{row.name}.pkl" for row in rows]
+    images, size = str(MINIATURE / "imagenet" / "val"), "192"
+    if not choices.is_miniature:
+        trained_on = read_yaml(rows[0].config).get("data", {})
+        images, size = trained_on.get("root", "datasets/imagenet/train"), "448"
+    folder = choices.folder / "correspondence"
+    words = ("-m", "pretrain.correspondence", "--weights", RANDOM, *map(str, pickles))
+    return Stage(
+        name="correspondence",
+        words=(*words, "--images", images, "--size", size, "--output", str(folder)),
+        outputs=(folder / "correspondence.json",),
+        needs=tuple(f"convert/{row.name}" for row in rows),
+        owns=(folder,),
+        replaceable=True,
+    )
+
+
 def _tables(folder: Path, stages: Sequence[Stage]) -> Stage:
     trials = tuple(stage.name for stage in stages if stage.name.startswith("benchmarks/"))
     words = ("-m", "benchmarks.tables", str(folder))
@@ -139,7 +159,7 @@ def _report(folder: Path) -> Stage:
         name="report",
         words=("-m", "pipeline.report", str(folder)),
         outputs=(folder / "report.html",),
-        needs=("tables",),
+        needs=("correspondence", "tables"),
         always=True,
     )
 

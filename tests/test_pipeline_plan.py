@@ -27,8 +27,9 @@ def test_the_miniature_plan():
         "convert/densecl-MINI": ("pretrain/densecl-MINI",),
         "benchmarks/mini_voc/densecl-MINI/seed_1": ("data", "convert/densecl-MINI"),
         "benchmarks/mini_voc/random/seed_1": ("data",),
+        "correspondence": ("convert/densecl-MINI",),
         "tables": ("benchmarks/mini_voc/densecl-MINI/seed_1", "benchmarks/mini_voc/random/seed_1"),
-        "report": ("tables",),
+        "report": ("correspondence", "tables"),
     }
     assert [" ".join(stage.words) for stage in stages.values()] == [
         "-m common.miniature datasets/mini",
@@ -39,6 +40,8 @@ def test_the_miniature_plan():
         " --seed 1 --output runs/demo/benchmarks/mini_voc/densecl-MINI/seed_1",
         "-m benchmarks mini_voc --weights random --row random"
         " --seed 1 --output runs/demo/benchmarks/mini_voc/random/seed_1",
+        "-m pretrain.correspondence --weights random runs/demo/weights/densecl-MINI.pkl"
+        " --images datasets/mini/imagenet/val --size 192 --output runs/demo/correspondence",
         "-m benchmarks.tables runs/demo",
         "-m pipeline.report runs/demo",
     ]
@@ -56,7 +59,7 @@ def test_the_plan_on_real_images(source, config):
     assert pretrain.words[-1] == "optim.epochs=7" and pretrain.on_every_gpu
     trials = [stage for stage in stages if stage.name.startswith("benchmarks/voc/")]
     assert len(trials) == 2 * 5 and len({stage.words for stage in trials}) == 10
-    assert len(stages) == 2 + 10 + 2
+    assert len(stages) == 2 + 10 + 3
 
 
 def test_each_stage_comes_after_those_it_needs():

@@ -77,6 +77,22 @@ def write_trial(folder, row, number):
         Image.new("RGB", (32, 24), (200, 40 * number, 0)).save(trial / "examples" / name)
 
 
+def write_correspondence(folder):
+    rows = [("random", 40, 10), ("densecl-MINI", 25, 20), (EVIL, 0, 0)]
+    names = {name: f"0_{number}.png" for number, (name, *_) in enumerate(rows)}
+    content = {
+        "threshold": 0.9,
+        "rows": [
+            {"weights": name, "images": 1, "matches": matches, "agree": agree}
+            for name, matches, agree in rows
+        ],
+        "pictures": [{"image": "disk_00007.jpg", "files": names}],
+    }
+    write(folder / "correspondence.json", content)
+    for name in names.values():
+        Image.new("RGB", (60, 24), (0, 200, 40)).save(folder / name)
+
+
 def write_run(folder):
     """A whole run folder with one failed stage."""
     pretrain = folder / "pretrain" / "densecl-MINI"
@@ -88,6 +104,7 @@ def write_run(folder):
     write(pretrain / "DONE", {"checkpoint_sha256": "5" * 64})
     manifest = {"pickle_sha256": "0" * 64, "verified": ["values: bit-equal"]}
     write(folder / "weights" / "densecl-MINI.json", manifest)
+    write_correspondence(folder / "correspondence")
     for number, row in enumerate(ROWS):
         write_trial(folder, row, number)
     titles = {"one": "Table 1", "two": "Table 2"}
@@ -173,6 +190,14 @@ def test_results_by_class_are_those_of_the_files(page):
     ]
 
 
+def test_correspondences_are_those_of_the_file(page):
+    assert page.table("Pairs of positions")[1:] == [
+        ["random", "1", "40", "10 (25 %)"],
+        ["densecl-MINI", "1", "25", "20 (80 %)"],
+        [EVIL, "1", "0", "0"],
+    ]
+
+
 def test_provenance_is_that_of_the_files(page):
     trials = page.table("Every trial")
     assert trials[1] == ["mini_voc_r50_c4"]
@@ -234,7 +259,7 @@ def test_headings_are_in_order_and_pictures_have_words(page):
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(later <= earlier + 1 for earlier, later in pairwise(levels))
     pictures = [values for tag, values in page.tags if tag == "img"]
-    assert len(pictures) == 1 + len(ROWS) and all(values["alt"] for values in pictures)
+    assert len(pictures) == 1 + 2 * len(ROWS) and all(values["alt"] for values in pictures)
     described = [values.get("aria-label", "") for tag, values in page.tags if tag == "svg"]
     assert any("densecl-MINI seed 1 from 3.333 to 10" in words for words in described)
 
@@ -388,14 +413,14 @@ def test_it_opens_in_a_browser_on_a_desk_and_on_a_phone(html, tmp_path):
             browser.open(tmp_path / "report.html", width, dark=dark)
             assert browser.evaluate("document.documentElement.scrollWidth") <= width
             widths = browser.evaluate("[...document.images].map(image => image.naturalWidth)")
-            assert widths == [32] * (1 + len(ROWS))
+            assert widths == [60] * len(ROWS) + [32] * (1 + len(ROWS))
             charts = "[...document.querySelectorAll('figure svg')].map(s => s.clientWidth)"
             drawn = browser.evaluate(charts)
             assert len(drawn) == 5 + 3 + 2 and min(drawn) > 200
             tables = browser.evaluate(
                 "[...document.querySelectorAll('table')].map(t => [t.rows.length, t.clientWidth])"
             )
-            assert len(tables) == 2 + 1 + 1 + 3 + 1
+            assert len(tables) == 2 + 2 + 1 + 1 + 3 + 1
             assert all(rows > 0 and across > 100 for rows, across in tables)
             assert browser.evaluate(CONTRAST) >= 4.5
             fetched = "performance.getEntriesByType('resource').map(e => e.name)"

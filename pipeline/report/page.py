@@ -12,6 +12,7 @@ from pipeline import graph
 from pipeline.report.charts import COLOURS, MOST_POINTS
 from pipeline.report.contents import benchmarks_of, pretraining_figures
 from pipeline.report.markup import with_prefix
+from pipeline.report.pictures import correspondence_of
 from pipeline.report.read import Run, Tree
 from pipeline.report.tables import read_tables, verdicts
 from pipeline.summary import duration
@@ -48,6 +49,7 @@ def render(run: Run) -> str:
         colours=colours,
         pretraining_figures=pretraining_figures(run.pretrainings, colours),
         benchmarks=benchmarks,
+        correspondence=correspondence_of(run.folder, run.problems),
         most_points=MOST_POINTS,
         finished=[trial for trial in run.trials if trial.results],
         not_done=not_done,

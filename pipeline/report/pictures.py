@@ -1,4 +1,4 @@
-"""Examples of what the trials predict, beside the truth, as pictures inside the page."""
+"""Pictures inside the page: predictions beside the truth, and what corresponds in two views."""
 
 import base64
 import io
@@ -6,12 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.report.read import Trial
 
 FOLDER, INDEX = "examples", "examples.json"
+CORRESPONDENCE = "correspondence"  # the folder, and the name of its JSON file
 _FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png"}
 
 
@@ -32,6 +34,43 @@ class Comparison:
     image: str
     truth: Picture | None
     predictions: list[Picture | None]
+
+
+@dataclass(frozen=True)
+class Correspondence:
+    """What `python -m pretrain.correspondence` counted and drew; a picture per weights."""
+
+    threshold: float
+    rows: list[dict[str, Any]]
+    """weights, images, matches, agree."""
+    pictures: dict[str, list[Picture | None]]
+    """By image."""
+
+
+def correspondence_of(run: Path, problems: list[str]) -> Correspondence | None:
+    """None where the run has none; what cannot be read is added to `problems`."""
+    folder = run / CORRESPONDENCE
+    file = folder / f"{CORRESPONDENCE}.json"
+    if not folder.is_dir():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        rows = [
+            {key: row[key] for key in ("weights", "images", "matches", "agree")}
+            for row in content["rows"]
+        ]
+        names = [row["weights"] for row in rows]
+        pictures = {
+            str(entry["image"]): [
+                _picture(run, folder / Path(entry["files"][name]).name, "", problems)
+                for name in names
+            ]
+            for entry in content["pictures"]
+        }
+        return Correspondence(float(content["threshold"]), rows, pictures)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        problems.append(f"{file.relative_to(run)}: missing or damaged")
+        return None
 
 
 def compare(
