@@ -7,4 +7,5 @@ detect.py     which of them a file has
 backbone.py   checkpoint → backbone tensors under torchvision's names
 verify.py     the proofs, independent of the modules above
 convert.py    pickle and manifest, published together
+export.py     the same backbone for torchvision, timm, OpenMMLab, safetensors
 """

@@ -1,7 +1,10 @@
 """python -m converters SOURCE OUTPUT.pkl
+python -m converters SOURCE OUTPUT.pth --to torchvision
 
 SOURCE is a checkpoint file or a finished pre-training folder. OUTPUT.pkl is for Detectron2 and
 for this project's benchmarks; OUTPUT.json beside it says what it was made from and what was proven.
+With --to, OUTPUT is for other programs: torchvision (.pth, also timm), openmmlab (.pth:
+MMDetection, MMSegmentation, mmpretrain) or safetensors (.safetensors).
 """
 
 import argparse
@@ -11,13 +14,19 @@ from typing import Any
 from common.errors import run_command
 from converters.convert import convert
 from converters.detect import AUTO
+from converters.export import TARGETS, export
 from converters.layouts import LAYOUTS
+
+DETECTRON2 = "detectron2"
 
 
 def main() -> None:
     """Convert, and say what was found, kept, dropped and proven."""
     arguments = _parse_arguments()
-    manifest = convert(arguments.source, arguments.output, arguments.layout)
+    if arguments.to == DETECTRON2:
+        manifest = convert(arguments.source, arguments.output, arguments.layout)
+    else:
+        manifest = export(arguments.source, arguments.output, arguments.to, arguments.layout)
     print(_report(manifest))
     print(f"wrote {arguments.output} and {arguments.output.with_suffix('.json').name}")
 
@@ -30,7 +39,8 @@ def _parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", type=Path, metavar="SOURCE")
-    parser.add_argument("output", type=Path, metavar="OUTPUT.pkl")
+    parser.add_argument("output", type=Path, metavar="OUTPUT")
+    parser.add_argument("--to", choices=(DETECTRON2, *TARGETS), default=DETECTRON2)
     parser.add_argument("--layout", default=AUTO, help=f"one of {names} (default: %(default)s)")
     return parser.parse_args()
 
@@ -45,9 +55,15 @@ def _report(manifest: dict[str, Any]) -> str:
         f"kept {manifest['tensors']} tensors; dropped {dropped}",
         *(f"verified {proof}" for proof in manifest["verified"]),
         *([f"differs: {manifest['difference']}"] if manifest["difference"] else []),
-        "these weights need, in a Detectron2 configuration:",
-        *(f"  {line}" for line in manifest["config"]),
     ]
+    if "use" in manifest:
+        images = manifest["input"]
+        mean, std = images["pixel_mean"], images["pixel_std"]
+        lines += [f"use: {manifest['use']}"]
+        lines += [f"input: {images['format']}, 0 to 255, mean {mean}, std {std}"]
+    else:
+        lines += ["these weights need, in a Detectron2 configuration:"]
+        lines += [f"  {line}" for line in manifest["config"]]
     return "\n".join(lines)
 
 

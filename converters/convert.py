@@ -8,6 +8,7 @@ last and holds the pickle's SHA-256, so a kill between the two renames can be se
 import json
 import pickle
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +27,27 @@ from converters.verify import prove
 AUTHOR = "densecl-pipeline"
 
 
-def convert(source: Path, output: Path, layout_name: str = AUTO) -> dict[str, Any]:
-    """Write `output` and its manifest from `source`; the manifest is returned.
+@dataclass(frozen=True)
+class Extracted:
+    """A source's backbone, and what is known of where it came from."""
 
-    Raises UserError, and writes nothing, when the source is not exactly one known network or when
-    a proof fails.
+    backbone: Backbone
+    facts: dict[str, Any]
+
+
+def read(source: Path, layout_name: str = AUTO) -> Extracted:
+    """The backbone of a checkpoint file or a finished pre-training folder.
+
+    Raises UserError when it is not exactly one known network.
     """
-    manifest_path = _manifest_path(output)
     found = find_source(source)
-    if found.path.resolve() == output.resolve():
-        raise UserError(f"{output}: is the source itself: choose another output")
     file = load_file(found.path)
     try:
         layout = find_layout(file, layout_name)
         backbone = extract(file, layout)
     except UserError as error:
         raise UserError(f"{found.path}: {error}") from None
-    facts: dict[str, Any] = {
+    facts = {
         "source": found.path.name,
         "source_sha256": found.sha256,
         "source_sha256_recorded_in": found.recorded_in,
@@ -58,6 +63,18 @@ def convert(source: Path, output: Path, layout_name: str = AUTO) -> dict[str, An
         "pretrain": _pretraining(file),
         "commit": source_commit(),
     }
+    return Extracted(backbone, facts)
+
+
+def convert(source: Path, output: Path, layout_name: str = AUTO) -> dict[str, Any]:
+    """Write `output` and its manifest from `source`; the manifest is returned.
+
+    Raises UserError, and writes nothing, when the source is not exactly one known network or when
+    a proof fails.
+    """
+    manifest_path = manifest_beside(output, source, ".pkl")
+    extracted = read(source, layout_name)
+    backbone, facts = extracted.backbone, dict(extracted.facts)
     with replacing(manifest_path) as manifest, replacing(output) as temporary:
         _write_pickle(backbone, temporary)
         facts["verified"] = _prove_all(temporary, backbone, output)
@@ -81,10 +98,16 @@ def _config_lines(backbone: Backbone, images: ImageInput) -> list[str]:
     ]
 
 
-def _manifest_path(output: Path) -> Path:
-    if output.suffix != ".pkl":
-        raise UserError(f"{output}: Detectron2 reads a pickle only under a name that ends in .pkl")
+def manifest_beside(output: Path, source: Path, suffix: str) -> Path:
+    """Where the manifest of `output` goes.
+
+    Raises UserError unless `output` ends in `suffix`, is no folder, and is not the source itself.
+    """
+    if output.suffix != suffix:
+        raise UserError(f"{output}: this kind of file is known by a name that ends in {suffix}")
     manifest = output.with_suffix(".json")
+    if source.resolve() == output.resolve():
+        raise UserError(f"{output}: is the source itself: choose another output")
     for path in (output, manifest):
         if path.is_dir():
             raise UserError(f"{path}: is a folder: choose another output")

@@ -67,6 +67,8 @@ def _from_sequential(name: str) -> str:
     return f"{named.get(index, index)}.{rest}"
 
 
+_LIGHTLY_TRAIN = "query_encoder.embedding_model.wrapped_model._features."
+
 _SOLO_LEARN_DROP = {
     "heads": r"(momentum_)?(classifier|projector|predictor)\..+|prototypes\..+",
     "key encoder": r"momentum_(backbone|encoder)\..+",
@@ -194,6 +196,19 @@ LAYOUTS = (
             "queues": r"criterion\w*\..+",
         },
         rename=_from_sequential,
+    ),
+    Layout(
+        # lightly-train's DenseCL on a ResNet of torchvision's, as Lightning saves it; what its
+        # exporter writes is of layout torchvision.
+        name="lightly-train",
+        container=STATE_DICT,
+        recognise=lambda file, names: _any_start(names, f"{_LIGHTLY_TRAIN}layer1."),
+        prefix=_LIGHTLY_TRAIN,
+        drop={
+            "heads": r"query_encoder\.(local|global)_projection_head\..+",
+            "key encoder": r"key_encoder\..+",
+            "queues": r"(memory_bank|\w+_criterion)\..+",
+        },
     ),
     Layout(
         name="solo-learn",

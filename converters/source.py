@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
+import torch
 from torch.serialization import MAGIC_NUMBER
 
 from common.checkpoint import load_checkpoint
@@ -55,14 +58,18 @@ def find_source(path: Path) -> Source:
 
 
 def load_file(path: Path) -> dict[str, Any]:
-    """What torch.save or a plain pickle of arrays holds; nothing that the file names is run.
+    """What torch.save, safetensors or a plain pickle of arrays holds; nothing in the file is run.
 
     Raises UserError when it is damaged, holds other objects, or is not a dictionary.
     """
     with path.open("rb") as opened:
         start = opened.read(64)
-    is_torch = start.startswith(_TORCH_SAVED)
-    file = load_checkpoint(path) if is_torch else load_pickle(path, STAND_INS)
+    if start.startswith(_TORCH_SAVED):
+        file: Any = load_checkpoint(path)
+    elif start[8:9] == b"{":  # after eight bytes with the length of a JSON header
+        file = _load_safetensors(path)
+    else:
+        file = load_pickle(path, STAND_INS)
     if not isinstance(file, dict):
         raise UserError(f"{path}: it holds a {type(file).__name__}, not a dictionary")
     if isinstance(file.get("experiment_state"), ExperimentState):
@@ -71,6 +78,13 @@ def load_file(path: Path) -> dict[str, Any]:
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
     return file
+
+
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error})") from None
 
 
 def _finished_in(folder: Path) -> tuple[Path, str | None]:

@@ -133,6 +133,18 @@ def lightly(backbone):
     return state
 
 
+def lightly_train(backbone):
+    """DenseCL of lightly-train as Lightning saves it; the network without its classifier."""
+    state = {}
+    for side in ("query_encoder", "key_encoder"):
+        state |= _under(f"{side}.embedding_model.wrapped_model._features.", backbone)
+        for head in ("local", "global"):
+            state |= _under(f"{side}.{head}_projection_head.layers.", _head(0, 2))
+    state |= {"memory_bank.bank": torch.ones(2, 8), "memory_bank.bank_ptr": torch.tensor([3])}
+    state |= {"global_criterion.memory_bank.bank": torch.ones(2, 8)}
+    return {"epoch": 9, "pytorch-lightning_version": "2.4.0", "state_dict": state}
+
+
 def solo_learn(backbone, trunk="backbone"):
     """MoCo v2+ of solo-learn, as Lightning saves it."""
     state = _under(f"{trunk}.", backbone) | _under(f"momentum_{trunk}.", backbone)
@@ -159,6 +171,7 @@ MAKERS = {
     "openselfsup-moco-raw": openselfsup_moco,
     "openmmlab-raw": openmmlab,
     "lightly": lightly,
+    "lightly-train": lightly_train,
     "solo-learn": solo_learn,
     "solo-learn-encoder": functools.partial(solo_learn, trunk="encoder"),
     "vissl": vissl,
@@ -175,6 +188,10 @@ CONTAINERS = {
     "openselfsup-moco-raw": (("state_dict",), "backbone."),
     "openmmlab-raw": (("state_dict",), "backbone."),
     "lightly": ((), "backbone."),
+    "lightly-train": (
+        ("state_dict",),
+        "query_encoder.embedding_model.wrapped_model._features.",
+    ),
     "solo-learn": (("state_dict",), "backbone."),
     "solo-learn-encoder": (("state_dict",), "encoder."),
     "vissl": (("classy_state_dict", "base_model", "model", "trunk"), "_feature_blocks."),

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from converter_sources import run_converter
 from processes import run
 from test_pretrain_model import make_batch, normalise_in_float64, restore_normalise
 from torch import nn
 
 import pretrain.train
 from common import distributed
+from common.backbone_file import load_backbone_file
+from common.checkpoint import latest_good
 from common.errors import UserError
 from pretrain.config import Data, Loss, Model, Optim, PretrainConfig, check
 from pretrain.data import Batch
@@ -22,7 +25,7 @@ from pretrain.group_bn import shuffling
 from pretrain.lars import LARS
 from pretrain.matching import centres, distances, match_by_place, match_randomly
 from pretrain.methods.resim import LEVELS, mapped, windows
-from pretrain.run import build_run
+from pretrain.run import build_run, save
 from pretrain.train import learning_rate, train_step
 from pretrain.views import normalise
 
@@ -471,3 +474,32 @@ def test_learning_rates():
 def test_mistakes_are_named(changes, words):
     with pytest.raises(UserError, match=words):
         check(replace(PretrainConfig(), **changes), world_size=1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_methods_checkpoint_converts(method, tmp_path):
+    training = make_run(make_config(method), torch.float32)
+    training.folder = tmp_path
+    save(training)
+    checkpoint = latest_good(tmp_path / "checkpoints")
+    code, printed = run_converter(checkpoint, tmp_path / "out.pkl")
+    assert code == 0, printed
+    assert "layout densecl-pipeline" in printed
+    trunk = load_backbone_file(tmp_path / "out.pkl")
+    for name, value in training.model.query.backbone.state_dict().items():
+        assert "num_batches" in name or torch.equal(trunk[name], value), name
+
+
+def test_starts_from_a_converted_backbone_or_refuses_another(tmp_path):
+    donor = make_run(make_config("supervised"), torch.float32)
+    donor.folder = tmp_path
+    save(donor)
+    run_converter(latest_good(tmp_path / "checkpoints"), tmp_path / "donor.pkl")
+    config = make_config("densecl", init_backbone=str(tmp_path / "donor.pkl"))
+    model = make_run(config, torch.float32).model
+    given = donor.model.query.backbone.state_dict()
+    for trunk in (model.query.backbone, model.key.backbone):
+        for name, value in trunk.state_dict().items():
+            assert "num_batches" in name or torch.equal(value, given[name]), name
+    with pytest.raises(UserError, match=r"not a trunk of .*width = 16"):
+        make_run(replace(config, model=replace(config.model, width=16)), torch.float32)
