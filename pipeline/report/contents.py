@@ -17,6 +17,7 @@ PRETRAINING_CHARTS = (
     ("Loss", "loss, nats", 1.0, ("loss",)),
     ("Its global and its dense term", "loss, nats", 1.0, ("loss_global", "loss_dense")),
     ("Positive ranked first", "queries, %", 100.0, ("top1_global", "top1_dense")),
+    ("Mean cosine between images", "cosine", 1.0, ("cosine_global", "cosine_dense")),
     ("Match entropy", "share of the uniform's", 1.0, ("match_entropy",)),
     ("Learning rate", "learning rate", 1.0, ("lr",)),
     ("Speed", "images per second", 1.0, ("images_per_second",)),

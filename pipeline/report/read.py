@@ -25,7 +25,7 @@ Tree = dict[str, Any]  # a JSON object or YAML mapping
 
 PRETRAINING_CURVES = (
     *("loss", "loss_global", "loss_dense", "top1_global", "top1_dense"),
-    *("match_entropy", "lr", "images_per_second"),
+    *("cosine_global", "cosine_dense", "match_entropy", "lr", "images_per_second"),
 )
 TRAINING_LOSS = "total_loss"
 _IN_PART = re.compile("-|_(small|medium|large)$")  # metrics of one class, or of one size of objects
