@@ -25,6 +25,7 @@ from common.run_folder import claim, mark_done
 from common.shutdown import StopRequest
 from pretrain import config as settings
 from pretrain.data import class_folders, data_loader, dataset_hash, list_images
+from pretrain.encoder import initial_backbone
 from pretrain.monitor import Monitor
 from pretrain.precision import choose_precision
 from pretrain.run import build_run, resume
@@ -54,10 +55,8 @@ def pretrain(
     check_synchronised(config, device)
     files = distributed.on_main(lambda: find_images(config))
     identity = {**config.identity(), "images": len(files), "image_list": dataset_hash(files)}
-    if config.model.init_backbone:
-        identity["init_sha256"] = distributed.on_main(
-            lambda: sha256_of(Path(config.model.init_backbone or ""))
-        )
+    if file := config.model.init_backbone:
+        identity["init_sha256"] = distributed.on_main(lambda: check_backbone(file, config.model))
     if distributed.on_main(lambda: claim(folder, identity, to_yaml(config))):
         print(f"{folder}: already finished, nothing to do")
         return
@@ -106,6 +105,12 @@ def find_images(config: settings.PretrainConfig) -> list[str]:
             "method = supervised needs every image in one of at least two"
         )
     return files
+
+
+def check_backbone(file: str, config: settings.Model) -> str:
+    """The SHA-256 of a file that `config` can start from. Raises UserError for any other."""
+    initial_backbone(file, config)
+    return sha256_of(Path(file))
 
 
 def check_synchronised(config: settings.PretrainConfig, device: torch.device) -> None:

@@ -49,10 +49,7 @@ def mlp(channels: int, hidden: int, out: int, norm: nn.Module | None = None) -> 
 
 
 def initialise(backbone: ResNet, config: Model) -> None:
-    """Start the trunk as the official DenseCL does, or from `init_backbone`, whole.
-
-    Raises UserError when that file is not a trunk of this depth and width.
-    """
+    """Start the trunk as the official DenseCL does, or from `init_backbone`, whole."""
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
@@ -61,14 +58,23 @@ def initialise(backbone: ResNet, config: Model) -> None:
             if name.endswith(".bn3") and isinstance(module, nn.BatchNorm2d):
                 nn.init.zeros_(module.weight)
     if config.init_backbone:
-        tensors = load_backbone_file(Path(config.init_backbone))
-        wanted = {n: v.shape for n, v in backbone.state_dict().items() if "num_batches" not in n}
-        if {name: value.shape for name, value in tensors.items()} != wanted:
-            raise UserError(
-                f"{config.init_backbone}: not a trunk of model.depth = {config.depth} and "
-                f"model.width = {config.width}"
-            )
-        backbone.load_state_dict(tensors, strict=False)
+        backbone.load_state_dict(initial_backbone(config.init_backbone, config), strict=False)
+
+
+def initial_backbone(file: str, config: Model) -> dict[str, torch.Tensor]:
+    """The tensors of a converted backbone, all but the batch norms' counters.
+
+    Raises UserError when the file is not a trunk of this depth and width.
+    """
+    tensors = load_backbone_file(Path(file))
+    with torch.device("meta"):
+        wanted = ResNet(config.depth, config.width).state_dict()
+    shapes = {name: v.shape for name, v in wanted.items() if "num_batches" not in name}
+    if {name: value.shape for name, value in tensors.items()} != shapes:
+        raise UserError(
+            f"{file}: not a trunk of model.depth = {config.depth} and model.width = {config.width}"
+        )
+    return tensors
 
 
 def initialise_linear(head: nn.Module) -> None:

@@ -139,12 +139,17 @@ MISTAKES = {
     "optim.precision=fp8": ["optim.precision = fp8", "bf16"],
     "launch.device=tpu": ["launch.device = tpu"],
     "data.list_file=/nowhere.txt": ["/nowhere.txt"],
+    "model.init_backbone=/nowhere.pkl": ["/nowhere.pkl", "no such file"],
+    f"model.init_backbone={__file__}": ["test_pretrain_cli.py"],
+    "method=supervised data.augmentation=supervised": ["1 class folders", "at least two"],
 }
 
 
 @pytest.mark.parametrize("setting", MISTAKES)
 def test_a_mistake_is_one_clear_line(config, image_folder, tmp_path, setting, monkeypatch, capsys):
-    run_in_process(monkeypatch, config, tmp_path / "run", f"data.root={image_folder}", setting)
+    run_in_process(
+        monkeypatch, config, tmp_path / "run", f"data.root={image_folder}", *setting.split()
+    )
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1
     for word in MISTAKES[setting]:
