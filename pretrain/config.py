@@ -19,7 +19,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "model.head": ("mlp", "linear"),
     "loss.matching": ("backbone", "head", "random", "geometric"),
     "loss.negatives": ("pooled", "local"),
-    "optim.optimizer": ("sgd", "lars"),
+    "optim.optimizer": ("sgd", "lars", "adamw"),
     "optim.precision": ("auto", "fp32", "bf16"),
     "launch.device": ("auto", "cpu", "cuda"),
 }
@@ -74,11 +74,11 @@ class Optim:
 
     epochs: int = option(200, "passes over the images")
     batch_size: int = option(256, "images per step over all processes together")
-    optimizer: str = _choice("optim.optimizer", "sgd", "with momentum")
+    optimizer: str = _choice("optim.optimizer", "sgd", "what updates the weights")
     lr: float = option(0.03, "learning rate of the first epoch after the warm-up")
     warmup_epochs: int = option(0, "epochs of a linear warm-up, set at each step")
     drop_at: tuple[int, ...] = option((), "epochs at which lr falls to a tenth; empty: cosine to 0")
-    momentum: float = option(0.9, "momentum of the optimiser")
+    momentum: float = option(0.9, "momentum of SGD and LARS")
     weight_decay: float = option(1e-4, "weight decay; LARS spares biases and batch norms")
     precision: str = _choice("optim.precision", "auto", "auto is measured once at the first start")
 

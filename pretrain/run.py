@@ -67,10 +67,14 @@ def build_run(config: PretrainConfig, folder: Path, device: torch.device, files:
 def build_optimizer(
     config: PretrainConfig, parameters: Iterable[nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """SGD or LARS over all parameters that are trained."""
+    """The configured optimiser over all parameters that are trained."""
     optim = config.optim
     if optim.optimizer == "lars":
         return LARS(parameters, optim.lr, optim.momentum, optim.weight_decay)
+    if optim.optimizer == "adamw":
+        return torch.optim.AdamW(
+            parameters, lr=optim.lr, weight_decay=optim.weight_decay, fused=True
+        )
     return torch.optim.SGD(
         parameters,
         lr=optim.lr,

@@ -468,7 +468,10 @@ def test_learning_rates():
         ({"method": "supervised"}, "data.augmentation = moco_v2"),
         ({"loss": Loss(matching="nearest")}, "loss.matching = nearest: choose one of backbone"),
         ({"model": Model(grid=-1)}, "model.grid = -1: it must be 0 or more"),
-        ({"optim": Optim(optimizer="adam")}, "optim.optimizer = adam: choose one of sgd, lars"),
+        (
+            {"optim": Optim(optimizer="adam")},
+            "optim.optimizer = adam: choose one of sgd, lars, adamw",
+        ),
     ],
 )
 def test_mistakes_are_named(changes, words):
