@@ -22,7 +22,7 @@ MINIATURE = Path("datasets/mini")
 # What --pretrain means: METHOD_SUFFIX.yaml under configs/pretrain, the suffix being a pattern.
 SOURCES = {"IN": "imagenet_*ep", "CC": "coco_*ep", "MINI": "mini"}
 ABLATIONS = Path("configs/ablations.yaml")
-ALL = "all"  # --benchmarks: all that go with a ResNet-50
+ALL = "all"  # --benchmarks: all that go with a ResNet-50, but the study's
 RANDOM = "random"  # the row of a backbone that was never pre-trained
 
 
@@ -218,7 +218,8 @@ def _benchmarks(choices: Choices) -> dict[str, Path]:
     for word in choices.benchmarks or _ablation(choices.ablation or "", choices.source)[1]:
         short = word.removeprefix(prefix)
         if word == ALL:
-            chosen |= {name: file for name, file in available.items() if "r101" not in file.stem}
+            usual = (name for name in available if not re.search("r101|study", name))
+            chosen |= {name: available[name] for name in usual}
         elif short in available:
             chosen[short] = available[short]
         else:
