@@ -30,7 +30,7 @@ from common.resnet import STAGE_BLOCKS, ResNet
 from pretrain.config import Model
 from pretrain.data import list_images
 from pretrain.encoder import initialise, unit_length
-from pretrain.matching import centres
+from pretrain.matching import Matches, centres, mutual_matches
 from pretrain.views import MEAN, STD, Views, random_key
 
 INDEX = "correspondence.json"
@@ -49,37 +49,6 @@ class Network:
     mean: torch.Tensor
     std: torch.Tensor
     channels: list[int]  # of RGB, in the order that the network wants
-
-
-@dataclass(frozen=True)
-class Matches:
-    """N matches of one image's two views.
-
-    query, key (N,) int64: positions, row by row. similarity (N,). agrees (N,) bool.
-    """
-
-    query: torch.Tensor
-    key: torch.Tensor
-    similarity: torch.Tensor
-    agrees: torch.Tensor
-
-
-def find_matches(
-    query: torch.Tensor, key: torch.Tensor, corners: torch.Tensor, threshold: float
-) -> Matches:
-    """Of two views' features (C,S²), unit length over C, and their corners (2,4), see `Views`."""
-    similarity = query.T @ key  # (S²,S²)
-    best_key, best_query = similarity.argmax(1), similarity.argmax(0)
-    position = torch.arange(len(best_key))
-    score = similarity[position, best_key]
-    chosen = (best_query[best_key] == position) & (score > threshold)
-    positions = query.shape[1]
-    query_place, key_place = (centres(c[None], positions)[0] for c in corners)  # (S²,2)
-    left, top, right, bottom = corners[1].double().tolist()
-    cell = torch.tensor([abs(right - left), abs(bottom - top)]) / positions**0.5
-    apart = (query_place - key_place[best_key]).abs()  # (S²,2) pixels of the image
-    agrees = (apart <= cell.double()).all(1)
-    return Matches(position[chosen], best_key[chosen], score[chosen], agrees[chosen])
 
 
 def load_network(weights: str, like: str | None) -> Network:
@@ -166,7 +135,7 @@ def main() -> None:
         files = {}
         for network in networks:
             query, key = features(network, views)
-            matches = find_matches(query, key, corners, arguments.threshold)
+            matches = mutual_matches(query, key, corners, arguments.threshold)
             found[network.name].append(matches)
             files[network.name] = f"{number}_{network.name}.png"
             with replacing(arguments.output / files[network.name]) as temporary:

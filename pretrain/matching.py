@@ -3,6 +3,8 @@
 Letters: B images, C channels, S² positions, row by row from the top left.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 from common import distributed
@@ -55,6 +57,37 @@ def match_randomly(images: int, positions: int, seed: int, step: int) -> torch.T
     generator = torch.Generator().manual_seed(random_key(seed, "match", step))
     whole = torch.randint(positions, (images, positions), generator=generator)
     return distributed.this_process_rows(whole)
+
+
+@dataclass(frozen=True)
+class Matches:
+    """N matches of one image's two views.
+
+    query, key (N,) int64: positions, row by row. similarity (N,). agrees (N,) bool.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    similarity: torch.Tensor
+    agrees: torch.Tensor
+
+
+def mutual_matches(
+    query: torch.Tensor, key: torch.Tensor, corners: torch.Tensor, threshold: float
+) -> Matches:
+    """Of two views' features (C,S²), unit length over C, and their corners (2,4), see `Views`."""
+    similarity = query.T @ key  # (S²,S²)
+    best_key, best_query = similarity.argmax(1), similarity.argmax(0)
+    position = torch.arange(len(best_key))
+    score = similarity[position, best_key]
+    chosen = (best_query[best_key] == position) & (score > threshold)
+    positions = query.shape[1]
+    query_place, key_place = (centres(c[None], positions)[0] for c in corners)  # (S²,2)
+    left, top, right, bottom = corners[1].double().tolist()
+    cell = torch.tensor([abs(right - left), abs(bottom - top)]) / positions**0.5
+    apart = (query_place - key_place[best_key]).abs()  # (S²,2) pixels of the image
+    agrees = (apart <= cell.double()).all(1)
+    return Matches(position[chosen], best_key[chosen], score[chosen], agrees[chosen])
 
 
 def match_entropy(matches: torch.Tensor) -> torch.Tensor:

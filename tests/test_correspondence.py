@@ -12,7 +12,7 @@ from PIL import Image
 
 from common.errors import run_command
 from pretrain import correspondence
-from pretrain.correspondence import find_matches
+from pretrain.matching import mutual_matches
 
 SIDE = 6
 WHOLE, MIRRORED = [0.0, 0, 60, 60], [60.0, 0, 0, 60]
@@ -30,14 +30,14 @@ def mirrored(features):
 def test_matches_of_a_known_warp_are_all_true():
     """The key view is the query view mirrored, and so are its features."""
     features = distinct_features()
-    found = find_matches(features, mirrored(features), torch.tensor([WHOLE, MIRRORED]), 0.9)
+    found = mutual_matches(features, mirrored(features), torch.tensor([WHOLE, MIRRORED]), 0.9)
     assert found.query.tolist() == list(range(SIDE**2))
     assert found.key.view(SIDE, SIDE).tolist() == [
         [row * SIDE + SIDE - 1 - column for column in range(SIDE)] for row in range(SIDE)
     ]
     assert found.agrees.all() and found.similarity.min() == 1
     # The same matches are false where the views are said to lie straight, but in the middle.
-    found = find_matches(features, mirrored(features), torch.tensor([WHOLE, WHOLE]), 0.9)
+    found = mutual_matches(features, mirrored(features), torch.tensor([WHOLE, WHOLE]), 0.9)
     assert found.agrees.view(SIDE, SIDE).tolist() == [[False, False, True, True, False, False]] * 6
 
 
@@ -45,14 +45,14 @@ def test_a_shift_by_more_than_a_cell_is_seen():
     features = distinct_features()
     for shift, true in [(0, True), (10, True), (11, False)]:  # a cell has 10 pixels
         corners = torch.tensor([WHOLE, [shift + x for x in WHOLE]])
-        assert find_matches(features, features, corners, 0.9).agrees.all() == true
+        assert mutual_matches(features, features, corners, 0.9).agrees.all() == true
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 0.8])
 def test_matches_equal_loops(threshold):
     torch.manual_seed(0)
     query, key = (F.normalize(torch.randn(4, 9, dtype=torch.float64), dim=0) for _ in range(2))
-    found = find_matches(query, key, torch.tensor([WHOLE, WHOLE]), threshold)
+    found = mutual_matches(query, key, torch.tensor([WHOLE, WHOLE]), threshold)
     similar = {(i, j): float(query[:, i] @ key[:, j]) for i, j in product(range(9), range(9))}
     expected = [
         (i, j)
