@@ -11,6 +11,7 @@ import torchvision
 
 from common.errors import UserError
 from converters.convert import read
+from converters.source import find_source
 
 dependencies = ["torch", "torchvision", "numpy", "safetensors"]
 
@@ -23,7 +24,7 @@ def backbone(weights: str, layout: str = "auto") -> torchvision.models.ResNet:
 
     Raises UserError when it is not exactly one known network at the published width.
     """
-    found = read(Path(weights), layout).backbone
+    found = read(find_source(Path(weights)), layout).backbone
     if found.width != 64:
         raise UserError(f"{weights}: a network of width {found.width}; torchvision's have 64")
     model = getattr(torchvision.models, f"resnet{found.depth}")()

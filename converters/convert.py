@@ -21,7 +21,7 @@ from common.files import replacing, sha256_of, write_json
 from converters.backbone import Backbone, extract
 from converters.detect import AUTO, find_layout
 from converters.layouts import ImageInput
-from converters.source import find_source, load_file
+from converters.source import Source, find_source, load_file
 from converters.verify import prove
 
 AUTHOR = "densecl-pipeline"
@@ -35,12 +35,11 @@ class Extracted:
     facts: dict[str, Any]
 
 
-def read(source: Path, layout_name: str = AUTO) -> Extracted:
-    """The backbone of a checkpoint file or a finished pre-training folder.
+def read(found: Source, layout_name: str = AUTO) -> Extracted:
+    """The backbone of what `find_source` found.
 
     Raises UserError when it is not exactly one known network.
     """
-    found = find_source(source)
     file = load_file(found.path)
     try:
         layout = find_layout(file, layout_name)
@@ -72,8 +71,9 @@ def convert(source: Path, output: Path, layout_name: str = AUTO) -> dict[str, An
     Raises UserError, and writes nothing, when the source is not exactly one known network or when
     a proof fails.
     """
-    manifest_path = manifest_beside(output, source, ".pkl")
-    extracted = read(source, layout_name)
+    found = find_source(source)
+    manifest_path = manifest_beside(output, found.path, ".pkl")
+    extracted = read(found, layout_name)
     backbone, facts = extracted.backbone, dict(extracted.facts)
     with replacing(manifest_path) as manifest, replacing(output) as temporary:
         _write_pickle(backbone, temporary)

@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.files import replacing, sha256_of, write_json
 from converters.convert import manifest_beside, read
 from converters.detect import AUTO
-from converters.source import load_file
+from converters.source import find_source, load_file
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -76,8 +76,9 @@ def export(source: Path, output: Path, target_name: str, layout_name: str = AUTO
     what was written is not bit-equal to it.
     """
     target = TARGETS[target_name]
-    manifest_path = manifest_beside(output, source, target.suffix)
-    extracted = read(source, layout_name)
+    found = find_source(source)
+    manifest_path = manifest_beside(output, found.path, target.suffix)
+    extracted = read(found, layout_name)
     backbone, facts = extracted.backbone, dict(extracted.facts)
     with replacing(manifest_path) as manifest, replacing(output) as temporary:
         tensors = {name: tensor.contiguous() for name, tensor in backbone.tensors.items()}

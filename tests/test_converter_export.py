@@ -114,6 +114,17 @@ def test_a_wrong_output_is_one_line(tmp_path, monkeypatch, words, message):
     assert [path.name for path in tmp_path.iterdir()] == ["source.pth"]
 
 
+def test_the_checkpoint_inside_a_folder_is_not_overwritten(tmp_path):
+    checkpoint = tmp_path / "checkpoints" / "step_00000006.pth"
+    checkpoint.parent.mkdir()
+    torch.save(MAKERS["densecl-pipeline"](thin_backbone()), checkpoint)
+    digest = sha256_of(checkpoint)
+    done = {"checkpoint": "checkpoints/step_00000006.pth", "checkpoint_sha256": digest}
+    (tmp_path / "DONE").write_text(json.dumps(done))
+    code, printed = run_converter(tmp_path, checkpoint, "--to", "torchvision")
+    assert code == 2 and "is the source itself" in printed and sha256_of(checkpoint) == digest
+
+
 @pytest.mark.parametrize("kept", [9, 100, 0.5])
 def test_a_torn_safetensors_file_is_one_line(tmp_path, kept):
     path = tmp_path / "torn.safetensors"
