@@ -61,10 +61,9 @@ def plan(choices: Choices) -> list[Stage]:
     rows = _rows(choices)
     benchmarks = _benchmarks(choices)
     stages = [_data()] if choices.is_miniature else []
-    on_every_gpu = not choices.is_miniature
     data = tuple(stage.name for stage in stages)
     for pretraining in rows:
-        stages += _weights(pretraining, choices.folder, on_every_gpu, data)
+        stages += _weights(pretraining, choices, data)
     for benchmark, config in benchmarks.items():
         for row in (*(row.name for row in rows), RANDOM):
             stages += [
@@ -84,9 +83,9 @@ def _data() -> Stage:
     )
 
 
-def _weights(row: Row, run: Path, on_every_gpu: bool, data: tuple[str, ...]) -> tuple[Stage, Stage]:
-    folder = run / "pretrain" / row.name
-    pickle = run / "weights" / f"{row.name}.pkl"
+def _weights(row: Row, choices: Choices, data: tuple[str, ...]) -> tuple[Stage, Stage]:
+    folder = choices.folder / "pretrain" / row.name
+    pickle = choices.folder / "weights" / f"{row.name}.pkl"
     words = ("-m", "pretrain", "--config-file", str(row.config), "--output", str(folder))
     pretrain = Stage(
         name=f"pretrain/{row.name}",
@@ -95,7 +94,7 @@ def _weights(row: Row, run: Path, on_every_gpu: bool, data: tuple[str, ...]) -> 
         needs=data,
         configs=(row.config,),
         owns=(folder,),  # not replaceable: days of work, so its own refusal is shown instead
-        on_every_gpu=on_every_gpu,
+        on_every_gpu=not choices.is_miniature,
     )
     manifest = pickle.with_suffix(".json")
     convert = Stage(
@@ -195,9 +194,9 @@ def _ablation(name: str, source: str) -> tuple[dict[str, dict[str, list[str]]], 
 
 def _pretrain_config(method: str, source: str) -> Path:
     pattern = f"_{SOURCES[source]}.yaml"
+    family = pattern.partition("*")[0].removesuffix(".yaml")  # _imagenet_, _coco_, _mini
     files = PRETRAIN_CONFIGS.glob(f"*{pattern}")
-    end = rf"_{SOURCES[source].split('*')[0]}[^_]*\.yaml"
-    available = {re.sub(f"{end}$", "", path.name): path for path in files}
+    available = {path.stem.rpartition(family)[0]: path for path in files}
     if method not in available:
         raise UserError(
             f"--methods {method}: no {PRETRAIN_CONFIGS / (method + pattern)}"

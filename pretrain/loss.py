@@ -3,6 +3,7 @@
 Letters: D embedding width, K queue length, N rows.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +15,14 @@ CHUNK = 2048
 
 
 class Losses(NamedTuple):
-    """What a method computes of one batch: the scalar that is trained on, and scalars to log."""
+    """What a method computes of one batch: the scalar that is trained on, and scalars to log.
+
+    more: further scalars, computed only where they are logged.
+    """
 
     total: torch.Tensor
     values: dict[str, torch.Tensor]
+    more: Callable[[], dict[str, torch.Tensor]] = dict
 
 
 def info_nce(

@@ -70,7 +70,7 @@ class Monitor:
         return {
             "epoch": (run.step - 1) // run.steps_per_epoch,
             "loss": losses.total.item(),
-            **{name: value.item() for name, value in losses.values.items()},
+            **{name: value.item() for name, value in (losses.values | losses.more()).items()},
             "gradient_norm": torch.nn.utils.get_total_norm(gradients).item(),
             "lr": run.optimizer.param_groups[0]["lr"],
             "images_per_second": self.steps * run.config.optim.batch_size / seconds,
@@ -98,13 +98,9 @@ def console_line(run: Run, values: dict[str, float]) -> str:
 
 def _each(values: dict[str, float], kind: str) -> str:
     """global 5.871 dense 5.102: a method's values of one kind, by their terms."""
-    parts = [name.split("_") for name in values if name.startswith(f"{kind}_")]
     digits = 3 if kind == "loss" else 2
-    return " ".join(
-        f"{term[0]} {values['_'.join([kind, *term])]:.{digits}f}"
-        for _, *term in parts
-        if len(term) == 1
-    )
+    of_kind = {n.partition("_")[2]: v for n, v in values.items() if n.startswith(f"{kind}_")}
+    return " ".join(f"{t} {value:.{digits}f}" for t, value in of_kind.items() if "_" not in t)
 
 
 def _peak_memory(device: torch.device) -> int:

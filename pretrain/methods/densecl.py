@@ -94,8 +94,8 @@ class DenseCL(MoCo):
                 "loss_dense_weighted": weight * dense_loss,
                 "top1_dense": dense_top1,
                 "cosine_dense": mean_cosine(key.pooled),
-                "match_entropy": match_entropy(matches),
             },
+            more=lambda: {"match_entropy": match_entropy(matches)},
         )
 
     def dense_weight(self, step: int) -> float:

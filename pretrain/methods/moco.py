@@ -94,7 +94,8 @@ class MoCo(Method):
         with torch.autocast(query_view.device.type, enabled=False):
             losses = self.compare(query, key, inputs)
         self.enqueue(key)
-        return Losses(losses.total, losses.values | {"queue_fill": self.global_queue.fill_share()})
+        fill = {"queue_fill": self.global_queue.fill_share()}
+        return losses._replace(values=losses.values | fill)
 
     def compare(self, query: Any, key: Any, inputs: Inputs) -> Losses:
         """Each image's two embeddings (what `build_encoder` gives) against the queue."""
