@@ -5,6 +5,7 @@ tools/convert-torchvision-to-d2.py, of which this is the part that concerns the 
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from common.errors import UserError
 from common.pickles import load_pickle
+from common.resnet import STAGE_BLOCKS, trunk_shapes
 
 _TO_DETECTRON2 = (
     (r"^conv1\.", "stem.conv1."),
@@ -53,6 +55,20 @@ def load_backbone_file(path: Path) -> dict[str, torch.Tensor]:
     if not all(isinstance(value, np.ndarray) for value in model.values()):
         raise UserError(f"{path}: holds more than arrays")
     return {torchvision_name(name): torch.from_numpy(value) for name, value in model.items()}
+
+
+def size_of(tensors: Mapping[str, torch.Tensor], path: Path) -> tuple[int, int]:
+    """Depth and width of the trunk that `tensors`, of `path`, are all tensors of, counters apart.
+
+    Raises UserError when they are of no known trunk.
+    """
+    width = len(tensors["conv1.weight"])
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    for depth in STAGE_BLOCKS:
+        known = trunk_shapes(depth, width).items()
+        if shapes == {name: shape for name, shape in known if "num_batches" not in name}:
+            return depth, width
+    raise UserError(f"{path}: {len(tensors)} tensors that are not those of a known ResNet")
 
 
 def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:

@@ -1,6 +1,7 @@
 """The ResNet trunk under torchvision's parameter names, at any width, to its last map."""
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import nn
@@ -47,6 +48,14 @@ class ResNet(nn.Module):
             x = getattr(self, f"layer{stage + 1}")(x)
             maps.append(x)
         return maps
+
+
+@cache
+def trunk_shapes(depth: int, width: int) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of a trunk's tensors, the batch norms' counters included."""
+    with torch.device("meta"):
+        network = ResNet(depth, width)
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
 def _layer(

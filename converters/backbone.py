@@ -4,13 +4,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 
 from common.errors import UserError, did_you_mean
-from common.resnet import STAGE_BLOCKS, ResNet
+from common.resnet import STAGE_BLOCKS, trunk_shapes
 from converters.detect import group_of, tensors_of
 from converters.layouts import Layout
 
@@ -70,10 +69,10 @@ def _check_network(trunk: Mapping[str, Any], prefix: str) -> tuple[int, int]:
         if value.dtype not in _LOSSLESS and not name.endswith(_COUNTERS):
             raise UserError(f"{prefix}{name}: {value.dtype} does not fit into float32")
     _check_stem_and_shortcuts(trunk, prefix)
-    depth = min(STAGE_BLOCKS, key=lambda depth: len(trunk.keys() ^ _shapes(depth, 1).keys()))
-    _check_names(trunk, _shapes(depth, 1), prefix, depth)
-    width = _most_common_width(trunk, _shapes(depth, 1))
-    for name, shape in _shapes(depth, width).items():
+    depth = min(STAGE_BLOCKS, key=lambda depth: len(trunk.keys() ^ trunk_shapes(depth, 1).keys()))
+    _check_names(trunk, trunk_shapes(depth, 1), prefix, depth)
+    width = _most_common_width(trunk, trunk_shapes(depth, 1))
+    for name, shape in trunk_shapes(depth, width).items():
         if name in trunk and tuple(trunk[name].shape) != shape:
             raise UserError(
                 f"{prefix}{name}: shape {tuple(trunk[name].shape)}, "
@@ -121,13 +120,6 @@ def _most_common_width(trunk: Mapping[str, Any], unit: Mapping[str, tuple[int, .
         if shape and name in trunk and trunk[name].dim() > 0
     )
     return max([1, *(width for width, _ in votes.most_common(1))])
-
-
-@cache
-def _shapes(depth: int, width: int) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        network = ResNet(depth, width)
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
 def _check_copy(

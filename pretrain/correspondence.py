@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.transforms.functional import to_pil_image
 
-from common.backbone_file import load_backbone_file
+from common.backbone_file import load_backbone_file, size_of
 from common.errors import UserError, run_command
 from common.files import replacing, sha256_of, write_json
-from common.resnet import STAGE_BLOCKS, ResNet
+from common.resnet import ResNet
 from pretrain.config import Model
 from pretrain.data import list_images
 from pretrain.encoder import initialise, unit_length
@@ -58,14 +58,14 @@ def load_network(weights: str, like: str | None) -> Network:
     """
     mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (MEAN, STD))
     if weights == RANDOM:
-        depth, width = size_of(load_backbone_file(Path(like))) if like else (50, 64)
+        depth, width = size_of(load_backbone_file(Path(like)), Path(like)) if like else (50, 64)
         torch.manual_seed(0)
         trunk = ResNet(depth, width)
         initialise(trunk, Model(depth=depth, width=width))
         return Network(RANDOM, None, trunk.eval(), mean, std, [0, 1, 2])
     path = Path(weights)
     tensors = load_backbone_file(path)
-    trunk = ResNet(*size_of(tensors))
+    trunk = ResNet(*size_of(tensors, path))
     trunk.load_state_dict(tensors, strict=False)
     manifest = path.with_suffix(".json")
     channels = [0, 1, 2]
@@ -74,21 +74,6 @@ def load_network(weights: str, like: str | None) -> Network:
         mean, std = (torch.tensor(images[f"pixel_{k}"]).view(3, 1, 1) for k in ("mean", "std"))
         channels = [2, 1, 0] if images["format"] == "BGR" else channels
     return Network(path.stem, sha256_of(path), trunk.eval(), mean, std, channels)
-
-
-def size_of(tensors: dict[str, torch.Tensor]) -> tuple[int, int]:
-    """Depth and width of the trunk that these are all the tensors of.
-
-    Raises UserError when they are of no known trunk.
-    """
-    width = len(tensors["conv1.weight"])
-    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-    for depth in STAGE_BLOCKS:
-        with torch.device("meta"):
-            known = ResNet(depth, width).state_dict()
-        if shapes == {n: tuple(v.shape) for n, v in known.items() if "num_batches" not in n}:
-            return depth, width
-    raise UserError(f"a trunk of {len(tensors)} tensors: not a known ResNet")
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.backbone_file import load_backbone_file
+from common.backbone_file import load_backbone_file, size_of
 from common.errors import UserError
 from common.resnet import ResNet
 from pretrain.config import Model
@@ -67,10 +67,7 @@ def initial_backbone(file: str, config: Model) -> dict[str, torch.Tensor]:
     Raises UserError when the file is not a trunk of this depth and width.
     """
     tensors = load_backbone_file(Path(file))
-    with torch.device("meta"):
-        wanted = ResNet(config.depth, config.width).state_dict()
-    shapes = {name: v.shape for name, v in wanted.items() if "num_batches" not in name}
-    if {name: value.shape for name, value in tensors.items()} != shapes:
+    if size_of(tensors, Path(file)) != (config.depth, config.width):
         raise UserError(
             f"{file}: not a trunk of model.depth = {config.depth} and model.width = {config.width}"
         )
