@@ -1,6 +1,5 @@
 """The command line: a wrong request is one clear line, exit code 2, and nothing written."""
 
-import signal
 import sys
 
 import pytest
@@ -35,8 +34,6 @@ def datasets(tmp_path, monkeypatch):
 @pytest.fixture
 def call(tmp_path, monkeypatch):
     """Run the command in this process, in the repository's root."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-    handlers = {number: signal.getsignal(number) for number in numbers}
     monkeypatch.chdir(ROOT)
 
     def calling(*words):
@@ -45,9 +42,7 @@ def call(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["benchmarks", *given, *output, *TINY])
         main()
 
-    yield calling
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return calling
 
 
 @pytest.mark.parametrize(

@@ -76,15 +76,6 @@ def counting(folder):
     return [slow, writer(folder, "after", "slow")]
 
 
-@pytest.fixture(autouse=True)
-def own_signals():
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-    handlers = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, handlers):
-        signal.signal(number, handler)
-
-
 def order(folder):
     return (folder / "order").read_text().split()
 
