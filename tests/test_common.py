@@ -2,10 +2,13 @@
 
 import errno
 import json
+import subprocess
+import sys
 from dataclasses import dataclass, field
 
 import pytest
 
+from common import run_folder
 from common.config import describe, load_config, option, to_yaml
 from common.errors import UserError, did_you_mean, run_command
 from common.files import fingerprint, remove_temporary_files, replacing, sha256_of, write_json
@@ -58,9 +61,29 @@ def test_a_folder_belongs_to_what_made_it(tmp_path):
     with pytest.raises(UserError, match="made with images = 3, now nothing"):
         claim(folder, {"optim": {"lr": 0.1}}, "")
     assert not (folder / "DONE").exists()
+    (folder / "x").touch()
     mark_done(folder, identity, checkpoint="x")
     assert claim(folder, identity, "") is True
     assert json.loads((folder / "DONE").read_text())["fingerprint"] == fingerprint(identity)
+    (folder / "x").unlink()
+    assert claim(folder, identity, "") is False and not (folder / "DONE").exists()
+
+
+def test_a_folder_has_one_writer(tmp_path, monkeypatch):
+    """Until its process ends, however it ends."""
+    program = (
+        "import sys; from pathlib import Path; from common.run_folder import claim\n"
+        "claim(Path(sys.argv[1]), {}, ''); print('has it', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "run")]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "has it\n"
+    monkeypatch.setattr(run_folder, "_WAIT", 0)
+    with pytest.raises(UserError, match=rf"run: in use by process {other.pid} on .*: wait until"):
+        claim(tmp_path / "run", {}, "")
+    other.kill()
+    other.wait()
+    assert claim(tmp_path / "run", {}, "") is False
 
 
 @pytest.mark.parametrize(

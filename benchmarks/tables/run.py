@@ -55,7 +55,7 @@ def read_run(folder: Path) -> Run:
     trials = sorted(path for path in root.glob("*/*/seed_*") if path.is_dir())
     if not trials:
         raise UserError(f"{folder}: no benchmark results (expected {root}/BENCHMARK/ROW/seed_N)")
-    finished = [path for path in trials if (path / DONE).exists()]
+    finished = [p for p in trials if (p / DONE).exists() and (p / "results.json").exists()]
     found: dict[tuple[str, str], dict[int, tuple[Path, Results]]] = {}
     for path in finished:
         results = read_results(path / "results.json")
