@@ -25,6 +25,7 @@ def start(device_type: str = "auto") -> torch.device:
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         os.environ.setdefault("SUBMITIT_EXECUTOR", "slurm")  # also when srun was called by hand
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        os.environ["MASTER_PORT"] = str(_port())
     use_cuda = device_type == "cuda" or (device_type == "auto" and torch.cuda.is_available())
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if use_cuda else "cpu"
@@ -34,6 +35,15 @@ def start(device_type: str = "auto") -> torch.device:
         # The others wait while the main process scores a whole test set: ten minutes and more.
         dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timedelta(hours=1))
     return torch.device(device)
+
+
+def _port() -> int:
+    """Where the tasks of a SLURM job meet: below the ports that systems hand out themselves.
+
+    submitit's is the same again after a requeue, when the old one may still be closing.
+    """
+    job, restart = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
+    return 20_000 + (int(job) * 31 + int(restart) * 7) % 10_000
 
 
 def stop() -> None:

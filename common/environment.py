@@ -3,13 +3,13 @@
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from common.code import source_commit
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "detectron2", "fvcore", "pycocotools")
 
@@ -28,23 +28,6 @@ def describe_environment() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
-
-
-def source_commit() -> str | None:
-    """Commit of the source tree, '+changes' where files differ from it; None without git."""
-    root = Path(__file__).parent.parent
-    try:
-        commit = _git(root, "rev-parse", "HEAD")
-        return commit + ("+changes" if _git(root, "status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(root), *words], check=True, capture_output=True, text=True
-    )
-    return done.stdout.strip()
 
 
 def _version(package: str) -> str | None:

@@ -12,13 +12,15 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 class StopRequest:
     """False until one of the signals arrives. A second Ctrl-C ends the program at once.
 
-    SLURM sends SIGUSR2 ahead of the time limit (`--signal=USR2@90`) and SIGTERM at preemption.
+    SLURM sends SIGUSR2 ahead of the time limit (`--signal=USR2@90`) and SIGTERM at preemption. Who
+    starts a process may block the signals until it can take them: here they are let through.
     """
 
     def __init__(self) -> None:
         self.requested_by: str | None = None
         for number in HANDLED:
             signal.signal(number, self._handle)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
 
     def __bool__(self) -> bool:
         return self.requested_by is not None

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from common.backbone_file import detectron2_name
-from common.environment import source_commit
+from common.code import source_commit
 from common.errors import UserError
 from common.files import replacing, sha256_of, write_json
 from converters.backbone import Backbone, extract

@@ -8,13 +8,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import graph
+from common.errors import UserError
+from pipeline import graph, slurm
+from pipeline.cluster import Profile, load_profile
 from pipeline.execute import Execution
 from pipeline.graph import locked
 from pipeline.local import Signals, count_gpus, run_process
 from pipeline.plan import SOURCES, Choices, plan
 from pipeline.stage import Stage
-from pipeline.summary import print_plan, print_summary, verdict
+from pipeline.submit import live_jobs, submit_graph
+from pipeline.summary import print_jobs, print_plan, print_submitted, print_summary, verdict
+
+LOCAL = "local"
 
 
 def main() -> None:
@@ -30,20 +35,54 @@ def main() -> None:
         trials=arguments.trials,
     )
     stages = plan(choices)
+    profile = _profile(arguments.cluster, arguments.slurm, arguments.dry_run)
     gpus = count_gpus()
     if arguments.dry_run:
-        print_plan(stages, choices.folder, gpus)
+        if profile:
+            print_jobs(stages, choices.folder, profile)
+        else:
+            print_plan(stages, choices.folder, gpus)
         return
     if choices.is_miniature and not gpus:
         # Small models run no slower in one thread, and their results repeat exactly.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if profile:
+        print_submitted(submit_graph(stages, choices.folder, profile), choices.folder)
+        return
+    print("no SLURM: the stages run on this machine, one after another", flush=True)
     sys.exit(run(stages, choices.folder, gpus))
+
+
+def _profile(cluster: str, changes: Sequence[str], dry_run: bool) -> Profile | None:
+    """The cluster to submit to; None to run here.
+
+    Raises UserError for one that is not known, and for SLURM where there is none.
+    """
+    if cluster == "auto":
+        # Inside a job the stages run in it.
+        cluster = "slurm" if slurm.is_available() and "SLURM_JOB_ID" not in os.environ else LOCAL
+    if cluster == LOCAL:
+        if changes:
+            raise UserError("--slurm: the stages run on this machine; name a --cluster")
+        return None
+    profile = load_profile(cluster, changes)
+    if not dry_run and not slurm.is_available():
+        raise UserError(
+            f"--cluster {cluster}: sbatch and srun are not on the PATH: run this on a login node "
+            "of the cluster, or use --cluster local"
+        )
+    return profile
 
 
 def run(stages: Sequence[Stage], folder: Path, gpus: int) -> int:
     """Run the stages on this machine; returns the exit code."""
     started = time.monotonic()
     with locked(folder) as lock:
+        if live := live_jobs(folder):
+            raise UserError(
+                f"{folder}: {len(live)} of its stages are jobs in SLURM's queue: wait for them, "
+                f"or end them with `python -m pipeline.status {folder} --cancel`"
+            )
         signals = Signals()
 
         def launch(stage: Stage, command: tuple[str, ...]) -> int:
@@ -88,7 +127,18 @@ def _parse_arguments() -> argparse.Namespace:
         help="fine-tunings per benchmark and row (default: 1)",
     )
     parser.add_argument(
-        "--cluster", choices=("auto", "local"), default="auto", help="where (default: auto)"
+        "--cluster",
+        default="auto",
+        metavar="WHERE",
+        help="local: here, one stage after another; a profile of configs/cluster (slurm, a100, ...)"
+        " or a YAML file like them: as SLURM jobs; auto (default): slurm where there is sbatch",
+    )
+    parser.add_argument(
+        "--slurm",
+        nargs="+",
+        default=(),
+        metavar="KEY=VALUE",
+        help="changes of the profile: partition=gpu pretrain.nodes=2 benchmarks/coco.minutes=2880",
     )
     parser.add_argument(
         "--output", type=Path, help="run folder (default: runs/PRETRAIN[-EPOCHSep])"

@@ -95,6 +95,7 @@ def _weights(row: Row, choices: Choices, data: tuple[str, ...]) -> tuple[Stage, 
         configs=(row.config,),
         owns=(folder,),  # not replaceable: days of work, so its own refusal is shown instead
         on_every_gpu=not choices.is_miniature,
+        resumes=True,
     )
     manifest = pickle.with_suffix(".json")
     convert = Stage(
@@ -124,6 +125,7 @@ def _trial(
         owns=(folder,),
         replaceable=True,
         on_every_gpu=not choices.is_miniature,
+        resumes=True,
     )
 
 

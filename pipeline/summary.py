@@ -10,21 +10,24 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import graph
-from pipeline.execute import is_current
-from pipeline.graph import Records, load_graph
+from pipeline.attempt import is_current
+from pipeline.cluster import Profile, Resources
+from pipeline.graph import Records, load_record
 from pipeline.local import command_of
+from pipeline.slurm import Submission
 from pipeline.stage import Stage, stage_fingerprint
+from pipeline.submit import Decision
 
 
 def print_plan(stages: Sequence[Stage], folder: Path, gpus: int) -> None:
     """Each stage with its needs, inputs, outputs and command, and whether it would be skipped."""
     by_name = {stage.name: stage for stage in stages}
-    records = load_graph(folder)
     skipped: set[str] = set()
     for number, stage in enumerate(stages, start=1):
         if skipped.issuperset(stage.needs):  # else what it would read is yet to be made
             fingerprint = stage_fingerprint(stage, by_name, folder)
-            if is_current(stage, fingerprint, records.get(stage.name)):
+            current = is_current(stage, fingerprint, load_record(folder, stage.name))
+            if current and not stage.always:
                 skipped.add(stage.name)
         inputs = [*stage.configs, *(path for need in stage.needs for path in by_name[need].outputs)]
         command = command_of(stage.words, gpus if stage.on_every_gpu else 1)
@@ -34,6 +37,40 @@ def print_plan(stages: Sequence[Stage], folder: Path, gpus: int) -> None:
         print(f"  inputs   {', '.join(map(str, inputs)) or 'none'}")
         print(f"  outputs  {', '.join(map(str, stage.outputs)) or 'under ' + str(folder)}")
         print(f"  command  {shlex.join(command)}")
+
+
+def print_jobs(stages: Sequence[Stage], folder: Path, profile: Profile) -> None:
+    """The jobs that would be submitted, and the most GPU time that they could use."""
+    submission = Submission(folder, profile, folder / "code" / "COPY")
+    hours = 0.0
+    for number, stage in enumerate(stages, start=1):
+        resources = profile.resources(stage)
+        kind = "afterany" if stage.always else "afterok"
+        waits = f"{kind}:{':'.join(stage.needs)}" if stage.needs else None
+        hours += resources.gpu_hours
+        print(f"[{number}/{len(stages)}] {stage.name}: {describe(resources)}")
+        for line in submission.script(stage, waits).splitlines():
+            print(f"    {line}".rstrip())
+    print(f"{len(stages)} jobs; at most {hours:,.0f} GPU hours, if each uses its time limit once")
+    print("nothing was submitted")
+
+
+def describe(resources: Resources) -> str:
+    """What a stage gets, in words."""
+    gpus = f", {resources.gpus} GPUs" if resources.gpus else ""
+    return (
+        f"{resources.nodes} x {resources.processes} processes of {resources.cpus} CPUs{gpus}, "
+        f"{duration(60 * resources.minutes)}, at most {resources.gpu_hours:,.0f} GPU hours"
+    )
+
+
+def print_submitted(decision: Decision, folder: Path) -> None:
+    """What was submitted, and how to follow it."""
+    print(
+        f"{folder}: {len(decision.submitted)} stages submitted, {len(decision.kept)} on their way, "
+        f"{len(decision.done)} done before"
+    )
+    print(f"follow them with: python -m pipeline.status {shlex.quote(str(folder))} --watch")
 
 
 def print_summary(records: Records, seconds: float) -> None:

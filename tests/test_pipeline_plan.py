@@ -130,7 +130,7 @@ def test_planning_imports_no_torch_and_no_other_package():
 
 
 def run_all(*words):
-    command = [sys.executable, "run_all.py", *words]
+    command = [sys.executable, "run_all.py", "--cluster", "local", *words]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

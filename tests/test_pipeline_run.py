@@ -1,6 +1,5 @@
 """The graph run with small real commands: order, skipping, failures, kills, locks."""
 
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ import pytest
 from common.errors import UserError
 from pipeline import graph, local
 from pipeline.cli import run
-from pipeline.graph import load_graph
+from pipeline.graph import load_graph, load_record, load_records, with_blocked
 from pipeline.local import command_of, count_gpus
 from pipeline.plan import Choices, plan
 from pipeline.stage import Stage
@@ -81,7 +80,9 @@ def order(folder):
 
 
 def states(folder):
-    return {name: record.state for name, record in load_graph(folder).items()}
+    entries = load_graph(folder)
+    records = with_blocked(entries, load_records(folder, entries))
+    return {name: record.state for name, record in records.items()}
 
 
 def test_all_run_in_order_and_then_only_the_tables(tmp_path, capsys):
@@ -98,8 +99,8 @@ def test_all_run_in_order_and_then_only_the_tables(tmp_path, capsys):
 
 def test_graph_and_logs_tell_what_happened(tmp_path):
     run(diamond(tmp_path), tmp_path, 0)
-    record = load_graph(tmp_path)["b"]
-    assert record.needs == ["a"] and record.command[0] == sys.executable
+    entry, record = load_graph(tmp_path)["b"], load_record(tmp_path, "b")
+    assert entry.stage == diamond(tmp_path)[1] and entry.command[0] == sys.executable
     assert len(record.fingerprint) == 64 and 0 < record.seconds < 60
     assert record.started <= record.ended
     log = (tmp_path / "logs" / "b.log").read_text().splitlines()
@@ -130,11 +131,11 @@ def test_a_stage_that_may_not_be_replaced_is_asked_each_time(tmp_path):
     first = writer(tmp_path, "a")
     changed = replace(first, words=("-c", refusing, *first.words[2:]))
     assert run([first], tmp_path, 0) == 0
-    seconds = load_graph(tmp_path)["a"].seconds
+    seconds = load_record(tmp_path, "a").seconds
     for _ in range(2):
         assert run([changed], tmp_path, 0) == 1
         assert states(tmp_path) == {"a": graph.FAILED}
-        assert load_graph(tmp_path)["a"].seconds == seconds, (
+        assert load_record(tmp_path, "a").seconds == seconds, (
             "the time it took to make what is there"
         )
     assert run([first], tmp_path, 0) == 0
@@ -185,7 +186,7 @@ def test_a_stage_that_leaves_nothing_is_not_done(tmp_path, capsys):
 def test_a_stage_killed_by_a_signal_failed(tmp_path):
     words = ("-c", "import os; os.kill(os.getpid(), 9)")
     assert run([Stage("shot", words, (tmp_path / "shot",))], tmp_path, 0) == 1
-    assert load_graph(tmp_path)["shot"].note == "killed by SIGKILL"
+    assert load_record(tmp_path, "shot").note == "killed by SIGKILL (out of memory?)"
 
 
 def test_a_dry_run_says_what_would_be_skipped(tmp_path, capsys):
@@ -201,6 +202,12 @@ def test_a_dry_run_says_what_would_be_skipped(tmp_path, capsys):
     for name in ("b", "c", "tables"):  # c: what b will leave is not known yet
         assert f"] {name}: would run" in shown
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_a_graph_of_another_version_is_named(tmp_path):
+    (tmp_path / "graph.json").write_text('{"format": 1, "stages": {}}')
+    with pytest.raises(UserError, match=r"graph\.json: written by another version.*format 1"):
+        run(diamond(tmp_path), tmp_path, 0)
 
 
 def test_a_damaged_graph_is_named(tmp_path):
@@ -281,10 +288,10 @@ def test_two_at_once_are_refused(tmp_path):
     first.communicate(timeout=30)
 
 
-def test_graph_json_is_whole_while_it_is_being_written(tmp_path):
+def test_the_state_is_whole_while_the_stage_runs(tmp_path):
     process = start(tmp_path)
     wait_for_steps(tmp_path, 1)
-    assert json.loads((tmp_path / "graph.json").read_text())["stages"]["slow"]["state"] == "running"
+    assert load_record(tmp_path, "slow").state == graph.RUNNING
     process.terminate()
     process.communicate(timeout=30)
 

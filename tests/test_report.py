@@ -12,11 +12,12 @@ from PIL import Image
 
 from benchmarks.results import Results, write_results
 from common.errors import run_command
-from pipeline.graph import Record, save_graph
+from pipeline.graph import Entry, Record, save_graph, save_record
 from pipeline.report import __main__ as command
 from pipeline.report.charts import MOST_POINTS, Line, chart, in_stretches
 from pipeline.report.page import render
 from pipeline.report.read import read_run
+from pipeline.stage import Stage
 from tests.browser import CHROMIUM, Page
 
 EVIL = "<script>alert(1)<b>"  # a row's name may be anything that a folder's may
@@ -118,13 +119,15 @@ def write_run(folder):
     log = folder / "logs" / "benchmarks" / "mini_coco" / "random" / "seed_1.log"
     write(log, "starting\n" + 2000 * "...\n" + "error: no such folder <coco>\n\n")
     stages = {
-        "pretrain/densecl-MINI": Record((), (), state="done", seconds=75.0),
-        **{f"benchmarks/mini_voc/{row}/seed_1": Record((), (), state="done") for row in ROWS},
-        "benchmarks/mini_coco/random/seed_1": Record((), (), state="failed", note="exit code 3"),
-        "tables": Record((), (), state="done"),
-        "report": Record((), (), state="running"),
+        "pretrain/densecl-MINI": Record(state="done", seconds=75.0),
+        **{f"benchmarks/mini_voc/{row}/seed_1": Record(state="done") for row in ROWS},
+        "benchmarks/mini_coco/random/seed_1": Record(state="failed", note="exit code 3"),
+        "tables": Record(state="done"),
+        "report": Record(state="running"),
     }
-    save_graph(folder, stages)
+    save_graph(folder, {name: Entry(Stage(name, (), ()), (), "") for name in stages})
+    for name, record in stages.items():
+        save_record(folder, name, record)
     return folder
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from common.errors import UserError
 from common.files import fingerprint
-from pipeline.graph import FAILED, GRAPH, Records, load_graph
+from pipeline.graph import FAILED, GRAPH, Records, load_graph, load_records, with_blocked
 
 PARTS = (GRAPH, "pretrain", "weights", "benchmarks", "tables")  # of a run folder
 
@@ -151,7 +151,8 @@ class Files:
 
 def _stages(folder: Path, problems: list[str]) -> Records:
     try:
-        stages = load_graph(folder)
+        entries = load_graph(folder)
+        stages = with_blocked(entries, load_records(folder, entries))
     except (UserError, OSError):
         problems.append(f"{GRAPH}: damaged")
         return {}
