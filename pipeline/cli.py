@@ -49,7 +49,6 @@ def main() -> None:
     if profile:
         print_submitted(submit_graph(stages, choices.folder, profile), choices.folder)
         return
-    print("no SLURM: the stages run on this machine, one after another", flush=True)
     sys.exit(run(stages, choices.folder, gpus))
 
 
@@ -83,6 +82,7 @@ def run(stages: Sequence[Stage], folder: Path, gpus: int) -> int:
                 f"{folder}: {len(live)} of its stages are jobs in SLURM's queue: wait for them, "
                 f"or end them with `python -m pipeline.status {folder} --cancel`"
             )
+        print("without SLURM: the stages run on this machine, one after another", flush=True)
         signals = Signals()
 
         def launch(stage: Stage, command: tuple[str, ...]) -> int:

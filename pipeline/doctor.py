@@ -31,6 +31,7 @@ from pipeline.cluster import Profile, load_profile
 from pipeline.plan import Choices, plan
 from pipeline.stage import read_settings
 from pipeline.submit import check_shared
+from pipeline.summary import describe
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 _COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
@@ -214,12 +215,16 @@ def cluster(profile: Profile, folder: Path) -> Iterator[Finding]:
         return
     submission = slurm.Submission(folder, profile, folder)
     stages = plan(Choices("IN", folder))
-    for stage in {profile.resources(stage): stage for stage in stages}.values():
+    for stage in {profile.resources(stage): stage for stage in reversed(stages)}.values():
+        resources = profile.resources(stage)
+        fix = "partition, account, qos, constraint, gpus, memory_gb or minutes of the profile"
         try:
             slurm.test_only(submission.script(stage))
-            yield Finding(f"jobs: {stage.kind}", OK, f"{profile.resources(stage)}")
+            if resources.minutes > (most := slurm.longest(profile.partition)):
+                fix = f"--slurm {stage.kind}.minutes={most:.0f}: it continues in the next job"
+                raise UserError(f"{resources.minutes} minutes, of at most {most:.0f}")
+            yield Finding(f"jobs: {stage.kind}", OK, describe(resources))
         except UserError as error:
-            fix = "partition, account, qos, constraint, gpus, memory_gb or minutes of the profile"
             yield Finding(f"jobs: {stage.kind}", FAIL, str(error), fix)
     settings = slurm.settings()
     kill = re.sub(r"\D", "", settings.get("KillWait", "30")) or "30"

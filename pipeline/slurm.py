@@ -184,6 +184,28 @@ def settings() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
+def longest(partition: str | None) -> float:
+    """The minutes that a partition lets a job run, the default one's for None; inf without limit.
+
+    Raises UserError for one that there is not.
+    """
+    shown = _run("scontrol", "--oneliner", "show", "partition", *([partition] if partition else []))
+    for line in shown.stdout.splitlines():
+        values = dict(re.findall(r"(\S+?)=(\S*)", line))
+        if partition or values.get("Default") == "YES":
+            return _minutes(values.get("MaxTime", "UNLIMITED"))
+    raise UserError(f"partition {partition or '(default)'}: SLURM has none of that name")
+
+
+def _minutes(text: str) -> float:
+    """SLURM's [days-]hours:minutes:seconds."""
+    if ":" not in text:
+        return float("inf")
+    days, _, clock = text.rpartition("-")
+    hours, minutes, seconds = map(int, clock.split(":"))
+    return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60
+
+
 def _link_log(folder: Path, name: str, job: str) -> None:
     """logs/STAGE.log shows what the job's first task prints, as it does without SLURM."""
     log = folder / "logs" / f"{name}.log"

@@ -6,10 +6,11 @@ what the stage's last attempt noted.
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from pipeline.slurm import Job
 from pipeline.stage import Stage
 
 _EVERY = 10  # seconds between looks
+_WIDTH = 90  # of a running stage's last line: as much as tells how it goes
+_TIMESTAMP = re.compile(r"[\d-]+ [\d:]+ INFO +")
 _TAIL = 65_536  # bytes of a log or of metrics.jsonl that are looked at
 
 _CAUSES = {
@@ -68,7 +71,15 @@ def read_status(folder: Path) -> list[Status]:
     ]
     queue = slurm.queue() if open_jobs else {}
     ended = slurm.ended([job for job in open_jobs if job not in queue]) if open_jobs else {}
-    return [_status(folder, entry, records[name], queue, ended) for name, entry in entries.items()]
+    statuses = []
+    for name, entry in entries.items():
+        status = _status(folder, entry, records[name], queue, ended)
+        if status.detail == "Dependency":
+            missing = [n for n in entry.stage.needs if not _is_done(entries[n].stage, records[n])]
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            status = replace(status, detail=f"waits for {(missing or ['its turn'])[0]}{more}")
+        statuses.append(status)
+    return statuses
 
 
 def _status(
@@ -97,7 +108,7 @@ def _alive(folder: Path, stage: Stage, live: Job, job: str, restarts: int) -> St
     step, steps, rate, left = _progress(stage)
     return Status(
         *(stage.name, live.state.lower(), job, live.node, restarts),
-        *(step, steps, rate, left, _last_line(folder, stage)),
+        *(step, steps, rate, left, _TIMESTAMP.sub("", _last_line(folder, stage))[:_WIDTH]),
     )
 
 

@@ -86,6 +86,14 @@ class Cluster:
         """End a node's daemon alone: what runs there goes on, and nobody hears of it."""
         os.kill(self._pid(f"slurmd-n{number}"), signal.SIGKILL)
 
+    def warn_by_user_signal(self, wanted):
+        """Whether a job that is to be preempted gets its own signal, or SIGTERM."""
+        conf = self.folder / "slurm.conf"
+        setting = "SlurmctldParameters=preempt_send_user_signal"
+        text = conf.read_text().replace(f"#{setting}", setting)
+        conf.write_text(text if wanted else text.replace(setting, f"#{setting}"))
+        self.control("reconfigure")
+
     def squeue(self, fields, *words):
         """The queue's lines, in these fields of squeue."""
         command = ["squeue", "--noheader", f"--format={fields}", *words]
@@ -256,6 +264,7 @@ GresTypes=gpu
 _PARTITIONS = """
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 PartitionName=low  Nodes=ALL MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace}
+PartitionName=short Nodes=ALL MaxTime=60 PriorityTier=10 PreemptMode=OFF
 PartitionName=high Nodes=ALL MaxTime=INFINITE PriorityTier=50 PreemptMode=OFF
 """
 

@@ -257,6 +257,14 @@ def test_whom_the_status_believes(tmp_path, monkeypatch, record, output, live, l
     assert found.state == state and detail in found.detail
 
 
+@pytest.mark.parametrize(
+    "text, minutes",
+    [("UNLIMITED", float("inf")), ("1-00:00:00", 1440), ("02:30:00", 150), ("00:00:30", 0.5)],
+)
+def test_slurms_times_are_read(text, minutes):
+    assert slurm._minutes(text) == minutes
+
+
 def test_a_run_without_slurm_has_a_status_too(tmp_path):
     stages = [Stage("a", (), (tmp_path / "a",)), Stage("b", (), (tmp_path / "b",), ("a",))]
     save_graph(tmp_path, {stage.name: Entry(stage, (), "") for stage in stages})

@@ -22,7 +22,7 @@ from test_pretrain_resume import assert_equal, last_step, logged
 
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
-from pipeline import graph, slurm
+from pipeline import doctor, graph, slurm
 from pipeline.cluster import load_profile
 from pipeline.graph import load_graph, load_record, save_graph
 from pipeline.plan import Choices, plan
@@ -262,6 +262,21 @@ def test_a_signal_before_the_stage_can_take_it_is_not_lost_and_ends_nothing(fold
     assert states(folder)["after"] == "queued"
     assert settle(folder) == {"count": graph.DONE, "after": graph.DONE}
     assert load_record(folder, "count").steps[0] == 0
+
+
+@pytest.mark.parametrize("own_signal", [True, False])
+def test_a_preempted_job_saves_and_continues(cluster, folder, own_signal):
+    cluster.warn_by_user_signal(own_signal)
+    submit(counting(folder), folder, "partition=low")
+    job = jobs(folder)["count"]
+    wait(lambda: found_steps(folder, "count") == [0])
+    time.sleep(1)
+    preempt(cluster, job)
+    assert settle(folder) == {"count": graph.DONE, "after": graph.DONE}
+    cluster.warn_by_user_signal(True)
+    first, second = found_steps(folder, "count")
+    assert first == 0 and 0 < second < 60
+    assert order(folder) == ["after"]
 
 
 def test_a_job_at_its_time_limit_saves_and_continues(folder):
@@ -596,6 +611,20 @@ def test_slurm_takes_the_production_flags(cluster, tmp_path, name):
         wider = replace(profile, stages={"pretrain": {"nodes": nodes}})
         for stage in stages:
             slurm.test_only(slurm.Submission(tmp_path, wider, tmp_path).script(stage))
+
+
+def test_the_doctor_asks_slurm(cluster):
+    profile = load_profile("h100", ["partition=main"])
+    found = {f.what: f for f in doctor.cluster(profile, Path("runs"))}
+    assert found["jobs: pretrain"].state == found["JobRequeue"].state == doctor.OK
+    assert found["KillWait"].state == doctor.WARN and found["KillWait"].fix
+    assert found["signal at preemption"].found == "SIGUSR2"
+    for words, reason in ((["partition=moon"], "invalid partition"), (["gpu.gpus=9"], "not avail")):
+        found = {f.what: f for f in doctor.cluster(load_profile("h100", words), Path("runs"))}
+        assert found["jobs: pretrain"].state == doctor.FAIL
+        assert reason in found["jobs: pretrain"].found and found["jobs: pretrain"].fix
+    found = {f.what: f for f in doctor.cluster(load_profile("slurm", ["partition=short"]), "runs")}
+    assert found["jobs: pretrain"].found == "1440 minutes, of at most 60"
 
 
 # --- mistakes: one line, and nothing in the queue ---
