@@ -36,7 +36,7 @@ def begin(
         return None
     there = any(path.exists() for path in stage.owns)
     if there and stage.replaceable and record.fingerprint not in (None, fingerprint):
-        _set_aside(stage, folder)
+        set_aside(stage, folder, "was made from other inputs")
         there = False
     record = replace(
         record,
@@ -95,7 +95,7 @@ def killed_by(number: int) -> str:
     return f"killed by {signal.Signals(number).name}{hint}"
 
 
-def _set_aside(stage: Stage, folder: Path) -> None:
+def set_aside(stage: Stage, folder: Path, why: str) -> None:
     """Move what the stage owns to old-XXXXXXXX/, where nothing takes it for a result."""
     aside = folder / f"old-{secrets.token_hex(4)}"
     for path in stage.owns:
@@ -103,7 +103,7 @@ def _set_aside(stage: Stage, folder: Path) -> None:
             target = aside / path.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             path.rename(target)
-            print(f"{stage.name}: {path} was made from other inputs and is now {target}")
+            print(f"{stage.name}: {path} {why} and is now {target}", flush=True)
 
 
 def _now() -> str:

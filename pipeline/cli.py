@@ -8,8 +8,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import UserError
+from common.errors import UserError, did_you_mean
 from pipeline import graph, slurm
+from pipeline.attempt import set_aside
 from pipeline.cluster import Profile, load_profile
 from pipeline.execute import Execution
 from pipeline.graph import locked
@@ -46,6 +47,7 @@ def main() -> None:
     if choices.is_miniature and not gpus:
         # Small models run no slower in one thread, and their results repeat exactly.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    make_again(stages, choices.folder, arguments.rerun)
     if profile:
         print_submitted(submit_graph(stages, choices.folder, profile), choices.folder)
         return
@@ -71,6 +73,29 @@ def _profile(cluster: str, changes: Sequence[str], dry_run: bool) -> Profile | N
             "of the cluster, or use --cluster local"
         )
     return profile
+
+
+def make_again(stages: Sequence[Stage], folder: Path, names: Sequence[str]) -> None:
+    """Set aside what the stages called `names`, or below such a name, have left.
+
+    Raises UserError for a name that no stage has, for one that is on its way, and for one whose
+    files belong to other runs as well.
+    """
+    for name in names:
+        chosen = [stage for stage in stages if f"{stage.name}/".startswith(f"{name.rstrip('/')}/")]
+        if not chosen:
+            known = [stage.name for stage in stages]
+            raise UserError(
+                f"--rerun {name}: no such stage{did_you_mean(name, known)}: --dry-run lists them"
+            )
+        with locked(folder):
+            live = live_jobs(folder)
+            for stage in chosen:
+                if stage.name in live:
+                    raise UserError(f"--rerun {name}: {stage.name} is in SLURM's queue already")
+                if not all(path.is_relative_to(folder) for path in stage.owns):
+                    raise UserError(f"--rerun {name}: {stage.owns[0]} is not this run's alone")
+                set_aside(stage, folder, "is made again")
 
 
 def run(stages: Sequence[Stage], folder: Path, gpus: int) -> int:
@@ -142,6 +167,14 @@ def _parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--output", type=Path, help="run folder (default: runs/PRETRAIN[-EPOCHSep])"
+    )
+    parser.add_argument(
+        "--rerun",
+        nargs="+",
+        default=(),
+        metavar="STAGE",
+        help="set its results aside and make it again, with what hangs on it: benchmarks/voc, "
+        "benchmarks/voc/densecl-IN/seed_3, ...",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="show stages, needs and commands; write nothing"

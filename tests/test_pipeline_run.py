@@ -12,7 +12,7 @@ import pytest
 
 from common.errors import UserError
 from pipeline import graph, local
-from pipeline.cli import run
+from pipeline.cli import make_again, run
 from pipeline.graph import load_graph, load_record, load_records, with_blocked
 from pipeline.local import command_of, count_gpus
 from pipeline.plan import Choices, plan
@@ -140,6 +140,21 @@ def test_a_stage_that_may_not_be_replaced_is_asked_each_time(tmp_path):
         )
     assert run([first], tmp_path, 0) == 0
     assert order(tmp_path) == ["a", "a", "a"], "what is there was made by the first"
+
+
+def test_a_stage_is_made_again_when_asked_and_its_old_output_is_kept(tmp_path):
+    stages = diamond(tmp_path)
+    run(stages, tmp_path, 0)
+    (tmp_path / "order").unlink()
+    make_again(stages, tmp_path, ["b", "d"])
+    assert not (tmp_path / "b").exists() and len(list(tmp_path.glob("old-*/*"))) == 2
+    assert run(stages, tmp_path, 0) == 0
+    assert order(tmp_path) == ["b", "d", "tables"]
+    with pytest.raises(UserError, match="--rerun table: no such stage .did you mean tables"):
+        make_again(stages, tmp_path, ["table"])
+    miniature = plan(Choices("MINI", tmp_path))
+    with pytest.raises(UserError, match="datasets/mini is not this run's alone"):
+        make_again(miniature, tmp_path, ["data"])
 
 
 def test_output_of_unknown_origin_is_left_to_the_stage(tmp_path):

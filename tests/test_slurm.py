@@ -623,7 +623,9 @@ def test_the_doctor_asks_slurm(cluster):
         found = {f.what: f for f in doctor.cluster(load_profile("h100", words), Path("runs"))}
         assert found["jobs: pretrain"].state == doctor.FAIL
         assert reason in found["jobs: pretrain"].found and found["jobs: pretrain"].fix
-    found = {f.what: f for f in doctor.cluster(load_profile("slurm", ["partition=short"]), "runs")}
+    found = {
+        f.what: f for f in doctor.cluster(load_profile("slurm", ["partition=short"]), Path("runs"))
+    }
     assert found["jobs: pretrain"].found == "1440 minutes, of at most 60"
 
 
