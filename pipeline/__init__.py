@@ -12,6 +12,7 @@ slurm     the batch script, and what SLURM knows of jobs
 job       a stage inside its job: signals, requeues, restarts
 snapshot  the copy of the code that jobs run
 status    how a run is doing
+progress  how far a stage has come, from what it logs
 doctor    whether a run would work here
 report/   the run on one page
 summary   the plan of a dry run, and the table at the end

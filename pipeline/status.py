@@ -5,15 +5,13 @@ what the stage's last attempt noted.
 """
 
 import argparse
-import json
 import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -23,13 +21,13 @@ from rich.table import Table
 from common.errors import UserError, run_command
 from pipeline import graph, slurm
 from pipeline.graph import Entry, Record, load_graph, load_records, with_blocked
+from pipeline.progress import Progress, last_line, last_word, progress_of
 from pipeline.slurm import Job
 from pipeline.stage import Stage
 
 _EVERY = 10  # seconds between looks
 _WIDTH = 90  # of a running stage's last line: as much as tells how it goes
 _TIMESTAMP = re.compile(r"[\d-]+ [\d:]+ INFO +")
-_TAIL = 65_536  # bytes of a log or of metrics.jsonl that are looked at
 
 _CAUSES = {
     "TIMEOUT": "reached its time limit before it could save: more minutes or signal_lead",
@@ -51,10 +49,7 @@ class Status:
     job: str = ""
     node: str = ""
     restarts: int = 0
-    step: int | None = None
-    steps: int | None = None  # of the whole stage
-    rate: str = ""
-    seconds_left: float | None = None
+    progress: Progress = field(default_factory=Progress)
     detail: str = ""  # the last line of its log while it runs, why it failed or waits otherwise
 
 
@@ -105,11 +100,9 @@ def _alive(folder: Path, stage: Stage, live: Job, job: str, restarts: int) -> St
             return Status(stage.name, graph.BLOCKED, job, detail="a stage that it needs failed")
         state = "requeued" if live.reason == "BeginTime" or restarts else "queued"
         return Status(stage.name, state, job, restarts=restarts, detail=detail)
-    step, steps, rate, left = _progress(stage)
-    return Status(
-        *(stage.name, live.state.lower(), job, live.node, restarts),
-        *(step, steps, rate, left, _TIMESTAMP.sub("", _last_line(folder, stage))[:_WIDTH]),
-    )
+    line = _TIMESTAMP.sub("", last_line(folder, stage))[:_WIDTH]
+    state = live.state.lower()
+    return Status(stage.name, state, job, live.node, restarts, progress_of(stage), line)
 
 
 def _ended(
@@ -128,7 +121,7 @@ def _ended(
     cause = _CAUSES.get(last.state, last.state)
     if last.state == "CANCELLED" and "Dependency" in last.reason:
         return Status(stage.name, graph.BLOCKED, job, detail="a stage that it needs failed")
-    line = _last_line(folder, stage)
+    line = last_line(folder, stage)
     detail = f"{cause}: {line}" if line and last.state != "CANCELLED" else cause
     return Status(stage.name, graph.FAILED, job, last.node, restarts, detail=detail)
 
@@ -141,64 +134,8 @@ def _why(folder: Path, stage: Stage, record: Record) -> str:
     """Why a stage is in its state: for a failed one with its own last word."""
     words = [record.note]
     if record.state == graph.FAILED and record.note.startswith(("exit code", "killed")):
-        words.append(_last_word(folder, stage))
+        words.append(last_word(folder, stage))
     return ": ".join(word for word in words if word)
-
-
-def _progress(stage: Stage) -> tuple[int | None, int | None, str, float | None]:
-    """The last logged step, of how many, how fast, and the seconds left."""
-    if not stage.resumes:
-        return None, None, "", None
-    folder, last = stage.owns[0], {}
-    for line in _tail(folder / "metrics.jsonl"):
-        try:
-            values = json.loads(line)
-        except ValueError:  # cut off at the front, or half written
-            continue
-        if isinstance(values, dict) and "eta_seconds" in values:
-            last = values
-    if not last:
-        return stage.step() or None, _steps(folder), "", None
-    rate = f"{last['images_per_second']:.0f} img/s" if "images_per_second" in last else ""
-    if "time" in last:
-        rate = f"{last['time']:.2f} s/it"
-    return int(last["step"]), _steps(folder), rate, float(last["eta_seconds"])
-
-
-def _steps(folder: Path) -> int | None:
-    """How many steps a pre-training or a fine-tuning has."""
-    try:
-        owner: dict[str, Any] = json.loads((folder / "owner.json").read_text())
-        if "optim" in owner:
-            optim = owner["optim"]
-            return int(optim["epochs"] * (owner["images"] // optim["batch_size"]))
-        return int(owner["config"]["SOLVER.MAX_ITER"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _last_line(folder: Path, stage: Stage) -> str:
-    """What the stage's log ends with."""
-    lines = [line.strip() for line in _tail(folder / "logs" / f"{stage.name}.log")]
-    return next((line for line in reversed(lines) if line), "")
-
-
-def _last_word(folder: Path, stage: Stage) -> str:
-    """The last line that says what went wrong, else the last that the stage itself wrote."""
-    own = (f"{stage.name}: ", "srun: ", "slurmstepd", "submitit ")
-    lines = [line.strip() for line in _tail(folder / "logs" / f"{stage.name}.log")]
-    lines = [line for line in lines if line and not line.startswith(own)]
-    errors = [line for line in lines if line.startswith("error: ")]
-    return (errors or lines or [""])[-1]
-
-
-def _tail(file: Path) -> list[str]:
-    try:
-        with file.open("rb") as opened:
-            opened.seek(max(0, file.stat().st_size - _TAIL))
-            return opened.read().decode(errors="replace").splitlines()
-    except OSError:
-        return []
 
 
 def table_of(statuses: Sequence[Status]) -> Table:
@@ -221,9 +158,9 @@ def table_of(statuses: Sequence[Status]) -> Table:
             status.job,
             status.node,
             str(status.restarts or ""),
-            _step_words(status),
-            status.rate,
-            _left_words(status.seconds_left),
+            _step_words(status.progress),
+            status.progress.rate,
+            _left_words(status.progress.seconds_left),
             _plain(status.detail),
         )
     return table
@@ -242,12 +179,10 @@ def _plain(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def _step_words(status: Status) -> str:
-    if status.step is None:
-        return ""
-    if not status.steps:
-        return str(status.step)
-    return f"{status.step}/{status.steps} {status.step / status.steps:.0%}"
+def _step_words(progress: Progress) -> str:
+    if progress.step is None or not progress.steps:
+        return str(progress.step or "")
+    return f"{progress.step}/{progress.steps} {progress.step / progress.steps:.0%}"
 
 
 def _left_words(seconds: float | None) -> str:

@@ -16,6 +16,7 @@ from pipeline.cluster import PROFILES, load_profile
 from pipeline.graph import Entry, Record, save_graph, save_record
 from pipeline.job import begin_job
 from pipeline.plan import Choices, plan
+from pipeline.progress import Progress
 from pipeline.slurm import Job, Submission
 from pipeline.snapshot import take_snapshot
 from pipeline.stage import Stage
@@ -295,8 +296,7 @@ def test_progress_is_read_from_what_training_logs(tmp_path, monkeypatch):
     monkeypatch.setattr(slurm, "queue", lambda: {"1": Job("RUNNING", "", "n7")})
     monkeypatch.setattr(slurm, "ended", lambda numbers: {})
     found = status.read_status(folder)[0]
-    assert (found.node, found.step, found.steps) == ("n7", 40, 63)
-    assert (found.rate, found.seconds_left) == ("250 img/s", 90.2)
+    assert found.node == "n7" and found.progress == Progress(40, 63, "250 img/s", 90.2)
 
 
 # --- the doctor, and mistakes ---

@@ -150,7 +150,7 @@ def test_a_stage_is_made_again_when_asked_and_its_old_output_is_kept(tmp_path):
     assert not (tmp_path / "b").exists() and len(list(tmp_path.glob("old-*/*"))) == 2
     assert run(stages, tmp_path, 0) == 0
     assert order(tmp_path) == ["b", "d", "tables"]
-    with pytest.raises(UserError, match="--rerun table: no such stage .did you mean tables"):
+    with pytest.raises(UserError, match=r"--rerun table: no such stage \(did you mean tables\?"):
         make_again(stages, tmp_path, ["table"])
     miniature = plan(Choices("MINI", tmp_path))
     with pytest.raises(UserError, match="datasets/mini is not this run's alone"):
