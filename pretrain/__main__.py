@@ -53,6 +53,7 @@ def pretrain(
     """Everything between the command line and the loop."""
     settings.check(config, distributed.world_size())
     check_synchronised(config, device)
+    config = settings.with_colours(config, device.type)
     files = distributed.on_main(lambda: find_images(config))
     identity = {**config.identity(), "images": len(files), "image_list": dataset_hash(files)}
     if file := config.model.init_backbone:

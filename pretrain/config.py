@@ -4,7 +4,7 @@ Source: WXinlong/DenseCL configs/selfsup/densecl/densecl_imagenet_200ep.py and
 openselfsup/models/densecl.py (facts; arXiv:2011.09157 section 3).
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from common.config import option
@@ -14,6 +14,7 @@ from common.resnet import STAGE_BLOCKS
 # What each choice may be, by its key; `check` refuses anything else.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "method": ("densecl", "moco", "resim", "simclr", "byol", "supervised"),
+    "data.colours": ("auto", "cpu", "device"),
     "data.augmentation": ("moco_v1", "moco_v2", "simclr", "byol", "supervised"),
     "model.depth": tuple(STAGE_BLOCKS),
     "model.head": ("mlp", "linear"),
@@ -38,6 +39,7 @@ class Data:
     image_size: int = option(224, "side of a view, in pixels")
     min_crop_area: float = option(0.2, "smallest crop, as a share of the image's area")
     augmentation: str = _choice("data.augmentation", "moco_v2", "whose recipe of views.py")
+    colours: str = _choice("data.colours", "auto", "who changes them; auto: the device if a GPU")
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,14 @@ class PretrainConfig:
         del settings["launch"]
         settings["optim"]["drop_at"] = list(self.optim.drop_at)
         return settings
+
+
+def with_colours(config: PretrainConfig, device_type: str) -> PretrainConfig:
+    """`config` with data.colours = auto decided: they differ in rounding, so a run keeps to one."""
+    if config.data.colours != "auto":
+        return config
+    colours = "device" if device_type == "cuda" else "cpu"
+    return replace(config, data=replace(config.data, colours=colours))
 
 
 def check(config: PretrainConfig, world_size: int) -> None:

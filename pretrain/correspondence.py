@@ -116,7 +116,7 @@ def main() -> None:
     found: dict[str, list[Matches]] = {network.name: [] for network in networks}
     pictures = []
     for number, path in enumerate(chosen_images(arguments.images, arguments.count)):
-        views, corners = make_views(open_image(path), random_key(0, number))
+        views, corners, _ = make_views(open_image(path), random_key(0, number))
         files = {}
         for network in networks:
             query, key = features(network, views)

@@ -1,11 +1,14 @@
 """A folder of images → batches of views, in an order that nothing but (seed, step) decides."""
 
 import hashlib
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import simplejpeg
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -24,13 +27,15 @@ class Batch(NamedTuple):
 
     views (V,B,3,H,W) uint8. corners (V,B,4): where each view lies in its image, see `Views`.
     labels (B,) int64: the number of the image's class folder, 0 where there are none. unreadable:
-    paths that a neighbour replaced.
+    paths that a neighbour replaced. drawn (V,B,13): the changes that the device is to make; None
+    where they have been made.
     """
 
     views: torch.Tensor
     corners: torch.Tensor
     labels: torch.Tensor
     unreadable: list[str]
+    drawn: torch.Tensor | None = None
 
 
 class Inputs(NamedTuple):
@@ -78,8 +83,14 @@ def most_unreadable(images: int) -> int:
     return max(10, images // 10_000)
 
 
+Sample = tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, list[str]]
+
+
 class PretrainImages(Dataset):
-    """Item (epoch, number) → views (V,3,H,W), corners (V,4), label, paths that were unreadable."""
+    """Item (epoch, number) → views (V,3,H,W), corners (V,4), drawn (V,13), label, unreadable paths.
+
+    With data.colours = device the views are crops, see `Views`.
+    """
 
     def __init__(self, config: PretrainConfig, files: list[str]) -> None:
         self.root = Path(config.data.root)
@@ -89,13 +100,12 @@ class PretrainImages(Dataset):
         self.labels = [numbers[class_folders([path])[0]] for path in files]
         data = config.data
         self.make_views = Views(data.augmentation, data.image_size, data.min_crop_area)
+        self.read = read_tensor if data.colours == "device" else read_image
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(
-        self, item: tuple[int, int]
-    ) -> tuple[torch.Tensor, torch.Tensor, int, list[str]]:
+    def __getitem__(self, item: tuple[int, int]) -> Sample:
         epoch, number = item
         unreadable: list[str] = []
         # One more failure than a run bears ends it, so there is no need to look further.
@@ -103,14 +113,32 @@ class PretrainImages(Dataset):
             neighbour = (number + step) % len(self.files)
             path = self.root / self.files[neighbour]
             try:
-                with Image.open(path) as file:
-                    image = file.convert("RGB")
+                image = self.read(path)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
                 unreadable.append(str(path))
                 continue
             views = self.make_views(image, random_key(self.seed, epoch, neighbour))
             return *views, self.labels[neighbour], unreadable
         return *self.make_views(Image.new("RGB", (8, 8)), 0), 0, unreadable
+
+
+def read_image(path: Path) -> Image.Image:
+    """An image in RGB. Raises OSError, ValueError or SyntaxError when it cannot be read."""
+    with Image.open(path) as file:
+        return file.convert("RGB")
+
+
+def read_tensor(path: Path) -> torch.Tensor:
+    """The same pixels as (3,H,W) uint8, channels last; a JPEG faster than by PIL."""
+    content = path.read_bytes()
+    try:
+        _, _, colours, _ = simplejpeg.decode_jpeg_header(content)
+        if colours in ("YCbCr", "Gray"):
+            return torch.from_numpy(simplejpeg.decode_jpeg(content)).permute(2, 0, 1)
+    except ValueError:  # no JPEG, or a damaged one: PIL knows, or says what is wrong
+        pass
+    with Image.open(io.BytesIO(content)) as file:
+        return torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)
 
 
 class Order:
@@ -156,7 +184,7 @@ def data_loader(
         PretrainImages(config, files),
         batch_sampler=Order(len(files), config, first_step),
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=_collate_crops if config.data.colours == "device" else _collate,
         pin_memory=pin_memory,
         worker_init_fn=set_up_worker,
         # A worker must be this process's own child for the kernel to end it with its parent.
@@ -165,13 +193,18 @@ def data_loader(
     )
 
 
-def _collate(samples: list[tuple[torch.Tensor, torch.Tensor, int, list[str]]]) -> Batch:
-    views, corners, labels, unreadable = zip(*samples)
+def _collate(samples: list[Sample]) -> Batch:
+    return _collate_crops(samples)._replace(drawn=None)
+
+
+def _collate_crops(samples: list[Sample]) -> Batch:
+    views, corners, drawn, labels, unreadable = zip(*samples)
     return Batch(
         torch.stack(views, dim=1),
         torch.stack(corners, dim=1),
         torch.tensor(labels),
         [path for paths in unreadable for path in paths],
+        torch.stack(drawn, dim=1),
     )
 
 

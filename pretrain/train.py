@@ -20,11 +20,12 @@ from common.files import replacing, write_text
 from common.shutdown import StopRequest
 from pretrain.config import Optim
 from pretrain.data import Batch, Inputs, most_unreadable
+from pretrain.device_views import augment
 from pretrain.group_bn import average_running_statistics
 from pretrain.loss import Losses
 from pretrain.monitor import Monitor
 from pretrain.run import Run, save
-from pretrain.views import normalise
+from pretrain.views import RECIPES, normalise
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def train_step(run: Run, batch: Batch, stop: StopRequest) -> Losses:
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     inputs = Inputs(
-        views=[normalise(view.to(run.device, non_blocking=True)) for view in batch.views],
+        views=views_on_device(run, batch),
         corners=batch.corners.to(run.device),
         labels=batch.labels.to(run.device),
         step=run.step,
@@ -63,6 +64,19 @@ def train_step(run: Run, batch: Batch, stop: StopRequest) -> Losses:
     run.optimizer.step()
     average_running_statistics(run.model)
     return losses
+
+
+def views_on_device(run: Run, batch: Batch) -> list[torch.Tensor]:
+    """The views, normalised; where that was left to the device, with their changes."""
+    views = [view.to(run.device, non_blocking=True) for view in batch.views]
+    if batch.drawn is None:
+        return [normalise(view) for view in views]
+    recipe = RECIPES[run.config.data.augmentation]
+    drawn = batch.drawn.to(run.device, non_blocking=True)
+    return [
+        augment(view, changes, colours.grey_first)
+        for view, changes, colours in zip(views, drawn, recipe.views)
+    ]
 
 
 def agree(run: Run, batch: Batch, losses: Losses, stop: StopRequest) -> None:
@@ -100,7 +114,12 @@ def describe_broken_loss(run: Run, batch: Batch, losses: Losses) -> str:
     """Write what produced the loss; return the sentence that says so. No weight was updated."""
     path = run.folder / f"not_finite_step_{run.step}_rank_{distributed.rank()}.pth"
     values = {name: value.item() for name, value in losses.values.items() if "loss" in name}
-    evidence = {"losses": values, "views": batch.views, "model": run.model.state_dict()}
+    evidence = {
+        "losses": values,
+        "views": batch.views,
+        "drawn": batch.drawn,
+        "model": run.model.state_dict(),
+    }
     with replacing(path) as temporary:
         torch.save({"step": run.step, **evidence}, temporary)
     good = latest_good(run.folder / "checkpoints")
