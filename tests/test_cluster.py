@@ -266,6 +266,29 @@ def test_slurms_times_are_read(text, minutes):
     assert slurm._minutes(text) == minutes
 
 
+def test_the_accounting_is_asked_first_and_the_controller_where_there_is_none(
+    tmp_path, monkeypatch
+):
+    """Stand-ins print what SLURM 22.05 and 23.11 print; the real controller is asked elsewhere."""
+    programs = {
+        "sacct": "echo '7|CANCELLED by 1000|n[1-2]|2026-01-02T03:04:05'\necho '8|TIMEOUT|n3|x'",
+        "scontrol": "echo 'JobId=7 JobName=a b JobState=FAILED Reason=NonZeroExitCode "
+        "NodeList=(null) StartTime=x'",
+    }
+    for name, lines in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    found = slurm.ended(["7", "8", "9"])
+    assert found == {
+        "7": Job("CANCELLED", "", "n[1-2]", "2026-01-02T03:04:05"),
+        "8": Job("TIMEOUT", "", "n3", "x"),
+    }
+    (tmp_path / "sacct").write_text("#!/bin/sh\necho 'accounting is disabled' >&2; exit 1\n")
+    assert slurm.ended(["7"]) == {"7": Job("FAILED", "NonZeroExitCode", "", "x")}
+    assert slurm.ended([]) == {}
+
+
 def test_a_run_without_slurm_has_a_status_too(tmp_path):
     stages = [Stage("a", (), (tmp_path / "a",)), Stage("b", (), (tmp_path / "b",), ("a",))]
     save_graph(tmp_path, {stage.name: Entry(stage, (), "") for stage in stages})
