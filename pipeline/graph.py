@@ -143,6 +143,18 @@ def locked(folder: Path) -> Iterator[int]:
         yield file.fileno()
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a pipeline, or a stage that it left running, holds the run folder on this machine."""
+    try:
+        with (folder / _LOCK).open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # never run here
+        return False
+    return False
+
+
 def _entry(name: str, content: dict[str, Any]) -> Entry:
     own = {key: content.pop(key) for key in ("command", "fingerprint", "job", "code")}
     command = tuple(own.pop("command"))

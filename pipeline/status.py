@@ -86,6 +86,9 @@ def _status(
         return Status(stage.name, graph.DONE, job, restarts=restarts, detail=record.note)
     if job in queue:
         return _alive(folder, stage, queue[job], job, restarts)
+    if not job and record.state == graph.RUNNING and not graph.is_locked(folder):
+        detail = "its process is gone, or on another machine: the same command continues"
+        return Status(stage.name, graph.INTERRUPTED, detail=detail)
     if not job:
         return Status(stage.name, record.state, detail=_why(folder, stage, record))
     return _ended(folder, stage, record, ended.get(job), job, restarts)

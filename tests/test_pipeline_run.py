@@ -17,6 +17,7 @@ from pipeline.graph import load_graph, load_record, load_records, with_blocked
 from pipeline.local import command_of, count_gpus
 from pipeline.plan import Choices, plan
 from pipeline.stage import Stage
+from pipeline.status import read_status
 from pipeline.summary import print_plan
 
 # Appends its name to `order`, then writes its output; a file named after it makes it fail.
@@ -280,8 +281,10 @@ def test_a_signal_stops_the_stage_cleanly_and_the_same_command_continues(tmp_pat
 def test_after_kill_9_the_stage_holds_the_lock_to_its_end_and_is_not_repeated(tmp_path):
     process = start(tmp_path)
     wait_for_steps(tmp_path, 5)
+    assert read_status(tmp_path)[0].state == "running"
     process.kill()
     process.wait()
+    assert read_status(tmp_path)[0].state == "running"
     shown, _ = start(tmp_path).communicate(timeout=30)
     assert shown.startswith(f"error: {tmp_path}: in use by process {process.pid}")
     wait_for_steps(tmp_path, 100)
@@ -290,6 +293,19 @@ def test_after_kill_9_the_stage_holds_the_lock_to_its_end_and_is_not_repeated(tm
         time.sleep(0.1)
         shown, _ = start(tmp_path).communicate(timeout=30)
     assert "slow: done before" in shown and "all 2 stages done" in shown
+
+
+def test_the_status_of_a_run_whose_processes_are_gone(tmp_path):
+    process = start(tmp_path)
+    wait_for_steps(tmp_path, 1)
+    process.kill()
+    process.wait()
+    wait_for_steps(tmp_path, 100)
+    deadline = time.monotonic() + 30
+    while graph.is_locked(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    found = read_status(tmp_path)[0]
+    assert found.state == "interrupted" and "the same command continues" in found.detail
 
 
 def test_two_at_once_are_refused(tmp_path):
