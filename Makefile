@@ -1,5 +1,5 @@
 # make demo   the whole pipeline on the miniature data, on this machine's CPU
-# make study  whether the miniature shows an effect of pre-training at all: about 1 h 45 min
+# make study  whether the miniature shows an effect of pre-training at all: about 1 h 30 min
 # make test   the test suite
 # make test-slurm   those that need a SLURM, on one that they start and stop (as root)
 # make lint   ruff and mypy
@@ -20,7 +20,7 @@ demo: setup
 	$(PY) run_all.py --pretrain MINI --output runs/demo --cluster local
 
 study: setup
-	$(PY) run_all.py --pretrain MINI --methods densecl,moco_v2,supervised --epochs 300 --trials 3 \
+	$(PY) run_all.py --pretrain MINI --methods densecl,moco_v2,supervised --epochs 200 --trials 3 \
 		--benchmarks study_voc,study_coco10,study_voc_seg --output runs/study --cluster local
 
 test: setup

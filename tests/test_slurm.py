@@ -63,11 +63,11 @@ def cluster(tmp_path_factory, worker_id):
 
 @pytest.fixture
 def folder(cluster, request):
-    """A run folder in the repository, because /tmp is refused as a node's own."""
-    place = ROOT / "runs" / f"test-slurm-{os.getpid()}-{request.node.name[:40]}"
+    """A run folder in the user's home, because /tmp is refused as a node's own."""
+    place = Path.home() / ".cache" / "densecl-slurm-tests" / f"{os.getpid()}-{request.node.name}"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    yield place.relative_to(Path.cwd())
+    yield place
     jobs = [entry.job for entry in load_graph(place).values() if entry.job]
     slurm.cancel(jobs)
     wait(lambda: not slurm.queue().keys() & set(jobs), 30)
