@@ -147,7 +147,9 @@ def queue() -> dict[str, Job]:
     """This user's jobs that have not ended, by number. Raises UserError without a controller."""
     done = _run("squeue", "--noheader", f"--user={getpass.getuser()}", "--format=%i|%T|%r|%N|%S")
     if done.returncode:
-        raise UserError(f"squeue: {_reason(done.stderr)}")
+        raise UserError(
+            f"squeue: {_reason(done.stderr)}: SLURM does not answer; --cluster local does without"
+        )
     jobs = {}
     for line in done.stdout.splitlines():
         number, state, reason, node, start = line.strip().split("|")

@@ -36,14 +36,16 @@ def submit_graph(stages: Sequence[Stage], folder: Path, profile: Profile) -> Dec
     Raises UserError, with no new job left in the queue, for what SLURM would refuse.
     """
     check_shared(folder)
+    slurm.queue()  # where SLURM does not answer, nothing is written
     with locked(folder):
         entries, jobs = load_graph(folder), slurm.queue()
         stages = [_wider(stage, entries) for stage in stages]
         decision = decide(stages, folder, entries, jobs)
         chosen = [stage for stage in stages if stage.name in decision.submitted]
-        submission = Submission(folder, profile, take_snapshot(folder))
+        submission = Submission(folder, profile, folder / "code")
         for stage in {profile.resources(stage): stage for stage in chosen}.values():
             slurm.test_only(submission.script(stage))
+        submission = replace(submission, code=take_snapshot(folder))
         slurm.cancel([str(entries[name].job) for name in decision.renewed])
         numbers = {name: str(entries[name].job) for name in entries if entries[name].job in jobs}
         numbers = {n: job for n, job in numbers.items() if n not in decision.renewed}
