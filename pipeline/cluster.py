@@ -119,7 +119,7 @@ def _checked(content: dict[str, Any], file: Path) -> Profile:
     _refuse_unknown(content, known, file)
     if missing := known - set(content):
         raise UserError(f"{file}: {', '.join(sorted(missing))} missing: add _BASE_: slurm.yaml")
-    for section in ("gpu", "cpu", "stages", "sbatch"):
+    for section in (*_SECTIONS, "stages", "sbatch"):
         if not isinstance(content[section], dict):
             raise UserError(f"{file}: {section} must be a mapping")
     for section in ("setup", "srun", "python"):

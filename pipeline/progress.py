@@ -53,9 +53,9 @@ def _steps(folder: Path) -> int | None:
         return None
 
 
-def last_line(folder: Path, stage: Stage) -> str:
+def last_line(folder: Path, name: str) -> str:
     """What the stage's log ends with."""
-    lines = [line.strip() for line in _tail(folder / "logs" / f"{stage.name}.log")]
+    lines = [line.strip() for line in _tail(folder / "logs" / f"{name}.log")]
     return next((line for line in reversed(lines) if line), "")
 
 

@@ -168,10 +168,8 @@ def ended(numbers: Collection[str]) -> dict[str, Job]:
         rows = (line.split("|") for line in done.stdout.splitlines())
         found = {n: Job(state.split()[0], "", node, start) for n, state, node, start in rows}
     else:
-        shown = _run("scontrol", "--oneliner", "show", "job").stdout
         found = {}
-        for line in shown.splitlines():
-            values = dict(re.findall(r"(\S+?)=(\S*)", line))
+        for values in _shown("job"):
             state = values.get("JobState", "")
             node = values.get("NodeList", "").replace("(null)", "")
             job = Job(state, values.get("Reason", ""), node, values.get("StartTime", ""))
@@ -191,9 +189,7 @@ def longest(partition: str | None) -> float:
 
     Raises UserError for one that there is not.
     """
-    shown = _run("scontrol", "--oneliner", "show", "partition", *([partition] if partition else []))
-    for line in shown.stdout.splitlines():
-        values = dict(re.findall(r"(\S+?)=(\S*)", line))
+    for values in _shown("partition", *([partition] if partition else [])):
         if partition or values.get("Default") == "YES":
             return _minutes(values.get("MaxTime", "UNLIMITED"))
     raise UserError(f"partition {partition or '(default)'}: SLURM has none of that name")
@@ -217,6 +213,12 @@ def _link_log(folder: Path, name: str, job: str) -> None:
     log.unlink(missing_ok=True)
     depth = len(log.relative_to(folder / "logs").parts) - 1
     log.symlink_to(Path(*[".."] * depth, "jobs", job, f"{job}_0_log.out"))
+
+
+def _shown(*what: str) -> list[dict[str, str]]:
+    """What scontrol shows of jobs or partitions, one mapping for each."""
+    lines = _run("scontrol", "--oneliner", "show", *what).stdout.splitlines()
+    return [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in lines]
 
 
 def _run(*words: str) -> subprocess.CompletedProcess[str]:

@@ -103,7 +103,7 @@ def _alive(folder: Path, stage: Stage, live: Job, job: str, restarts: int) -> St
             return Status(stage.name, graph.BLOCKED, job, detail="a stage that it needs failed")
         state = "requeued" if live.reason == "BeginTime" or restarts else "queued"
         return Status(stage.name, state, job, restarts=restarts, detail=detail)
-    line = _TIMESTAMP.sub("", last_line(folder, stage))[:_WIDTH]
+    line = _TIMESTAMP.sub("", last_line(folder, stage.name))[:_WIDTH]
     state = live.state.lower()
     return Status(stage.name, state, job, live.node, restarts, progress_of(stage), line)
 
@@ -124,7 +124,7 @@ def _ended(
     cause = _CAUSES.get(last.state, last.state)
     if last.state == "CANCELLED" and "Dependency" in last.reason:
         return Status(stage.name, graph.BLOCKED, job, detail="a stage that it needs failed")
-    line = last_line(folder, stage)
+    line = last_line(folder, stage.name)
     detail = f"{cause}: {line}" if line and last.state != "CANCELLED" else cause
     return Status(stage.name, graph.FAILED, job, last.node, restarts, detail=detail)
 

@@ -17,6 +17,7 @@ import yaml
 from common.errors import UserError
 from common.files import fingerprint
 from pipeline.graph import FAILED, GRAPH, Records, load_graph, load_records, with_blocked
+from pipeline.progress import last_line
 
 PARTS = (GRAPH, "pretrain", "weights", "benchmarks", "tables")  # of a run folder
 
@@ -84,7 +85,7 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         stages=stages,
         last_words={
-            name: _last_line(folder / "logs" / f"{name}.log")
+            name: last_line(folder, name)
             for name, record in stages.items()
             if record.state == FAILED
         },
@@ -160,16 +161,6 @@ def _stages(folder: Path, problems: list[str]) -> Records:
         problems.append(f"{GRAPH}: missing, so nothing is known about what was to run")
     stages.pop("report", None)  # the stage that writes this page
     return stages
-
-
-def _last_line(log: Path) -> str:
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 4096))
-            lines = file.read().decode(errors="replace").split("\n")
-    except OSError:
-        return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _pretraining(path: Path, files: Files) -> Pretraining:
