@@ -98,6 +98,30 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def exchange(rows: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """This process's part of all processes' rows in another order: (N, ...) → (N, ...).
+
+    order (N * world_size,) int64 on the CPU, the same everywhere: which row of all comes where.
+    Each row travels once, to the process that it belongs to; nobody holds all of them.
+    """
+    if world_size() == 1:
+        return rows[order.to(rows.device, non_blocking=True)]
+    count = len(rows)
+    parts = order.chunk(world_size())
+    leaving = [part[part // count == rank()] - rank() * count for part in parts]
+    sources = parts[rank()] // count
+    arriving = sources.argsort(stable=True)  # they come by process, in the order asked for
+    sent = rows[torch.cat(leaving).to(rows.device, non_blocking=True)]
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(
+        received,
+        sent,
+        sources.bincount(minlength=world_size()).tolist(),
+        [len(part) for part in leaving],
+    )
+    return received[arriving.argsort().to(rows.device, non_blocking=True)]
+
+
 def gather_with_gradient(rows: torch.Tensor) -> torch.Tensor:
     """`gather`, through which each process's rows get the gradients of all processes' losses."""
     return rows if world_size() == 1 else _Gather.apply(rows)

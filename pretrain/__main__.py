@@ -27,7 +27,7 @@ from pretrain import config as settings
 from pretrain.data import class_folders, data_loader, dataset_hash, list_images
 from pretrain.encoder import initial_backbone
 from pretrain.monitor import Monitor
-from pretrain.precision import choose_precision
+from pretrain.precision import choose
 from pretrain.run import build_run, resume
 from pretrain.train import train
 
@@ -65,15 +65,7 @@ def pretrain(
     warn(config, len(files))
 
     run = build_run(config, folder, device, files)
-    run.precision = distributed.on_main(
-        lambda: choose_precision(
-            config.optim.precision,
-            folder,
-            run.model.query.backbone,
-            config.data.image_size,
-            device,
-        )
-    )
+    choose(run)
     resume(run)
     if distributed.is_main():
         write_json(folder / "env.json", describe_environment())
@@ -124,7 +116,7 @@ def check_synchronised(config: settings.PretrainConfig, device: torch.device) ->
 
 def warn(config: settings.PretrainConfig, images: int) -> None:
     """Settings that work but rarely mean well."""
-    queue = config.method in ("densecl", "moco", "resim")
+    queue = config.method in settings.QUEUE_METHODS
     if queue and config.optim.batch_size <= (config.model.bn_group or config.optim.batch_size):
         log.warning(
             "the whole batch of %d is one batch-norm group (model.bn_group = %d): shuffling the "

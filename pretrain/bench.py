@@ -23,7 +23,7 @@ from common.errors import run_command
 from common.shutdown import StopRequest
 from pretrain.config import PretrainConfig, check
 from pretrain.data import Batch
-from pretrain.precision import choose_precision
+from pretrain.precision import choose
 from pretrain.run import Run, build_run
 from pretrain.train import train_step
 from pretrain.views import RECIPES
@@ -89,8 +89,7 @@ def _run(name: str, config: PretrainConfig, device: torch.device, folder: str) -
     files = [f"{number % 4}/{number}" for number in range(config.optim.batch_size)]
     run = build_run(config, Path(folder, name), device, files)
     run.folder.mkdir()
-    trunk, size = run.model.query.backbone, config.data.image_size
-    run.precision = choose_precision(config.optim.precision, run.folder, trunk, size, device)
+    choose(run)
     return run
 
 

@@ -25,6 +25,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "launch.device": ("auto", "cpu", "cuda"),
 }
 
+QUEUE_METHODS = ("densecl", "moco", "resim")  # those that compare with a queue of keys
+
 
 def _choice(key: str, default: Any, help_text: str) -> Any:
     return option(default, f"{help_text}: {', '.join(map(str, CHOICES[key]))}")
@@ -76,6 +78,7 @@ class Optim:
 
     epochs: int = option(200, "passes over the images")
     batch_size: int = option(256, "images per step over all processes together")
+    micro_batch: int = option(0, "images a process takes at once; 0: all of its step's")
     optimizer: str = _choice("optim.optimizer", "sgd", "what updates the weights")
     lr: float = option(0.03, "learning rate of the first epoch after the warm-up")
     warmup_epochs: int = option(0, "epochs of a linear warm-up, set at each step")
@@ -139,7 +142,8 @@ def check(config: PretrainConfig, world_size: int) -> None:
     for key in positive:
         if _value(config, key) <= 0:
             raise UserError(f"{key} = {_value(config, key)}: it must be greater than 0")
-    for key in ("model.grid", "model.bn_group", "loss.dense_from", "optim.warmup_epochs"):
+    zero = ("model.grid", "model.bn_group", "loss.dense_from", "optim.warmup_epochs")
+    for key in (*zero, "optim.micro_batch"):
         if _value(config, key) < 0:
             raise UserError(f"{key} = {_value(config, key)}: it must be 0 or more")
     if not 0 <= config.loss.dense_weight <= 1:
@@ -165,10 +169,27 @@ def _check_batch(config: PretrainConfig, world_size: int) -> None:
             f"use {batch // world_size * world_size or world_size}, or another number of processes"
         )
     local = batch // world_size
+    _check_micro_batch(config, local)
     if group and local > group and local % group:
         raise UserError(
             f"model.bn_group = {group} does not divide the {local} images of one process: "
             "every batch-norm group must be full"
+        )
+
+
+def _check_micro_batch(config: PretrainConfig, local: int) -> None:
+    micro, group = config.optim.micro_batch, config.model.bn_group
+    if not micro:
+        return
+    if config.method in ("simclr", "resim"):
+        raise UserError(
+            f"optim.micro_batch = {micro}: the images of a step are each other's negatives in "
+            f"method = {config.method}: they cannot be taken in parts"
+        )
+    if local % micro or not group or micro % group:
+        raise UserError(
+            f"optim.micro_batch = {micro}: it must divide the {local} images of one process, and "
+            f"consist of whole batch-norm groups (model.bn_group = {group}, 0 for none)"
         )
 
 

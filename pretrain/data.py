@@ -38,15 +38,6 @@ class Batch(NamedTuple):
     drawn: torch.Tensor | None = None
 
 
-class Inputs(NamedTuple):
-    """A batch on the training device at `step`: views V × (B,3,H,W), normalised."""
-
-    views: list[torch.Tensor]
-    corners: torch.Tensor
-    labels: torch.Tensor
-    step: int
-
-
 def list_images(root: Path, list_file: Path | None = None) -> list[str]:
     """Paths relative to `root`, sorted; from `list_file` (one per line, a label may follow) in its
     order. ImageFolder trees and flat folders look the same here: labels are not used.

@@ -79,12 +79,9 @@ def shuffling(images: int, seed: int, step: int) -> torch.Tensor:
 
 def shuffle(local: torch.Tensor, permutation: torch.Tensor) -> torch.Tensor:
     """This process's part (N,...) of the shuffled batch; `local` is its part (N,...) before."""
-    everyone = distributed.gather(local)
-    return everyone[distributed.this_process_rows(permutation.to(local.device))]
+    return distributed.exchange(local, permutation)
 
 
 def unshuffle(local: torch.Tensor, permutation: torch.Tensor) -> torch.Tensor:
     """Undo `shuffle`: rows (N,...) back in the order of this process's own images."""
-    everyone = distributed.gather(local)
-    inverse = permutation.to(local.device).argsort()
-    return everyone[distributed.this_process_rows(inverse)]
+    return distributed.exchange(local, permutation.argsort())

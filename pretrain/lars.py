@@ -12,7 +12,11 @@ class LARS(torch.optim.Optimizer):
 
     Biases and batch norms (tensors of one dimension) have neither weight decay nor the scaling,
     as in SimCLR (arXiv:2002.05709 section 2.2 and appendix B.6) and BYOL.
+
+    found_inf: as of PyTorch's fused optimisers, where it is 1 nothing is updated.
     """
+
+    found_inf: torch.Tensor | None = None
 
     def __init__(
         self,
@@ -45,4 +49,7 @@ class LARS(torch.optim.Optimizer):
         if "velocity" not in state:
             state["velocity"] = torch.zeros_like(parameter)
         state["velocity"].mul_(group["momentum"]).add_(change, alpha=group["lr"])
-        parameter.sub_(state["velocity"])
+        velocity = state["velocity"]
+        if self.found_inf is not None:
+            velocity = torch.where(self.found_inf > 0, 0.0, velocity)
+        parameter.sub_(velocity)

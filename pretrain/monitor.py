@@ -55,7 +55,7 @@ class Monitor:
         """Advance the bar; every `log_every` steps, write the numbers."""
         self.steps += 1
         self.progress.update(self.bar, completed=run.step)
-        if run.step % run.config.launch.log_every and run.step != run.total_steps:
+        if not run.logs(run.step):
             return
         if self.metrics:
             values = self._values(run, losses)
@@ -70,7 +70,7 @@ class Monitor:
         return {
             "epoch": (run.step - 1) // run.steps_per_epoch,
             "loss": losses.total.item(),
-            **{name: value.item() for name, value in (losses.values | losses.more()).items()},
+            **{name: value.item() for name, value in losses.values.items()},
             "gradient_norm": torch.nn.utils.get_total_norm(gradients).item(),
             "lr": run.optimizer.param_groups[0]["lr"],
             "images_per_second": self.steps * run.config.optim.batch_size / seconds,

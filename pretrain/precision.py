@@ -1,35 +1,64 @@
-"""fp32 or bfloat16 autocast: chosen once, at the first start, and kept for the whole run."""
+"""What a run computes with, chosen once, at the first start, and kept for the whole run."""
 
 import copy
 import json
 import logging
 import time
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from common import distributed
 from common.files import write_json
+from pretrain.attention import ATTENTIONS, choose_attention
+from pretrain.config import QUEUE_METHODS
+from pretrain.run import Run
 
 log = logging.getLogger(__name__)
 
 PROBE_IMAGES = 8
 
 
-def choose_precision(
-    setting: str, folder: Path, trunk: nn.Module, image_size: int, device: torch.device
-) -> str:
-    """'fp32' or 'bf16'. What `auto` decided is in FOLDER/precision.json, so that a resumed run
-    computes what the interrupted one would have."""
-    record = folder / "precision.json"
-    if record.exists():
-        return json.loads(record.read_text())["precision"]
-    precision, why = (setting, "as configured")
-    if setting == "auto":
-        precision, why = _probe(trunk, image_size, device)
-    write_json(record, {"precision": precision, "why": why})
-    log.info("precision %s: %s", precision, why)
-    return precision
+def choose(run: Run) -> None:
+    """fp32 or bfloat16 autocast, and how queries are compared with a queue.
+
+    What was decided is in FOLDER/precision.json, so that a resumed run computes what the
+    interrupted one would have.
+    """
+    found = distributed.on_main(lambda: _recorded(run))
+    run.precision = found["precision"]
+    run.model.attention = ATTENTIONS[found["attention"]]
+
+
+def _recorded(run: Run) -> dict[str, str]:
+    record = run.folder / "precision.json"
+    if not record.exists():
+        found = decide(run)
+        write_json(record, found)
+        log.info("precision %(precision)s: %(why)s", found)
+        log.info("attention %(attention)s: %(attention_why)s", found)
+    return json.loads(record.read_text())
+
+
+def decide(run: Run) -> dict[str, str]:
+    """precision, attention, and why each."""
+    config, model = run.config, run.config.model
+    precision, why = config.optim.precision, "as configured"
+    if precision == "auto":
+        precision, why = _probe(run.model.query.backbone, config.data.image_size, run.device)
+    attention, attention_why = "chunks", f"method = {config.method} has no queue"
+    if config.method in QUEUE_METHODS:
+        positions = (config.data.image_size // 32) ** 2
+        rows = config.optim.batch_size // distributed.world_size() * positions
+        attention, attention_why = choose_attention(
+            run.device, precision == "bf16", rows, model.queue_length, model.embedding
+        )
+    return {
+        "precision": precision,
+        "why": why,
+        "attention": attention,
+        "attention_why": attention_why,
+    }
 
 
 def _probe(trunk: nn.Module, image_size: int, device: torch.device) -> tuple[str, str]:

@@ -2,9 +2,12 @@
 
 import logging
 import warnings
+from collections import deque
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,14 +16,41 @@ from torch.nn.parallel import DistributedDataParallel
 from common import distributed
 from common.checkpoint import latest_good, load_checkpoint, save_checkpoint
 from pretrain.config import PretrainConfig
-from pretrain.data import class_folders
+from pretrain.data import Batch, class_folders
 from pretrain.lars import LARS
+from pretrain.loss import Losses
 from pretrain.method import Method
 from pretrain.methods import build_method
 
 log = logging.getLogger(__name__)
 
 FORMAT = "densecl-pipeline"
+
+
+class Later:
+    """Numbers of the device, fetched while it goes on."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values.to("cpu", non_blocking=True)
+        self.arrived = torch.cuda.Event() if values.is_cuda else None
+        if self.arrived:
+            self.arrived.record()
+
+    def tolist(self) -> list[float]:
+        """Them, once they are there."""
+        if self.arrived:
+            self.arrived.synchronize()
+        return self.values.tolist()
+
+
+class Notice(NamedTuple):
+    """What all processes have to know of a step. flags: how many of them had a broken loss, how
+    many were asked to stop, how many images could not be read. The rest is this process's own."""
+
+    step: int
+    flags: Later
+    batch: Batch
+    losses: Losses
 
 
 @dataclass
@@ -39,11 +69,25 @@ class Run:
     step: int = 0  # steps finished
     unreadable: set[str] = field(default_factory=set)  # images some process could not read
     stopping: bool = False  # some process was asked to stop
+    notices: deque[Notice] = field(default_factory=deque)  # of steps not asked after yet
+    broken: torch.Tensor = field(init=False)  # 1 on the device from the first broken loss on
+
+    def __post_init__(self) -> None:
+        self.broken = torch.zeros((), dtype=torch.float32, device=self.device)
 
     @property
     def total_steps(self) -> int:
         """Steps of the whole run."""
         return self.config.optim.epochs * self.steps_per_epoch
+
+    def logs(self, step: int) -> bool:
+        """Whether numbers are due after so many steps."""
+        return step % self.config.launch.log_every == 0 or step == self.total_steps
+
+    def without_exchange(self) -> AbstractContextManager[None]:
+        """Gradients stay this process's own until a backward pass outside of this."""
+        encoder = self.query_encoder
+        return encoder.no_sync() if isinstance(encoder, DistributedDataParallel) else nullcontext()
 
 
 def build_run(config: PretrainConfig, folder: Path, device: torch.device, files: list[str]) -> Run:

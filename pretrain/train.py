@@ -9,6 +9,8 @@ FOLDER/
 
 import logging
 import math
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -19,79 +21,120 @@ from common.errors import UserError
 from common.files import replacing, write_text
 from common.shutdown import StopRequest
 from pretrain.config import Optim
-from pretrain.data import Batch, Inputs, most_unreadable
-from pretrain.device_views import augment
+from pretrain.data import Batch, most_unreadable
 from pretrain.group_bn import average_running_statistics
+from pretrain.inputs import Inputs
 from pretrain.loss import Losses
 from pretrain.monitor import Monitor
-from pretrain.run import Run, save
-from pretrain.views import RECIPES, normalise
+from pretrain.run import Later, Notice, Run, save
 
 log = logging.getLogger(__name__)
 
 
 def train(run: Run, loader: DataLoader, monitor: Monitor, stop: StopRequest) -> bool:
     """Train from `run.step` on. Returns whether the end was reached (False: asked to stop)."""
+    launch = run.config.launch
     for batch in monitor.timed(loader):
-        losses = train_step(run, batch, stop)
+        losses, notice = train_step(run, batch, stop)
         run.step += 1
-        monitor.after_step(run, losses)
+        run.notices.append(notice)
         finished = run.step == run.total_steps
-        if finished or run.stopping or run.step % run.config.launch.save_every == 0:
+        saving = finished or run.step % launch.save_every == 0
+        # The step before is asked after while this one runs; all of them where numbers are due.
+        settle(run, pending=0 if saving or run.logs(run.step) else 1)
+        monitor.after_step(run, losses)
+        if saving or run.stopping:
+            settle(run, pending=0)
             save(run)
         if run.stopping and not finished:
             return False
     return True
 
 
-def train_step(run: Run, batch: Batch, stop: StopRequest) -> Losses:
-    """One update by whatever method the run is of."""
+def train_step(run: Run, batch: Batch, stop: StopRequest) -> tuple[Losses, Notice]:
+    """One update by whatever method the run is of. The host waits for nothing on the device."""
     lr = learning_rate(run.config.optim, run.step, run.steps_per_epoch)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
-    inputs = Inputs(
-        views=views_on_device(run, batch),
-        corners=batch.corners.to(run.device),
-        labels=batch.labels.to(run.device),
-        step=run.step,
-    )
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-        losses: Losses = run.model.losses(run.query_encoder, inputs)
-    agree(run, batch, losses, stop)
-
+    inputs = on_device(run, batch)
     run.optimizer.zero_grad()
-    losses.total.backward()
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+        targets = run.model.targets(inputs)
+    losses = backward(run, inputs, targets)
+    run.model.remember(targets)
+    notice = tell(run, batch, losses, stop)
     run.optimizer.step()
     average_running_statistics(run.model)
-    return losses
+    return losses, notice
 
 
-def views_on_device(run: Run, batch: Batch) -> list[torch.Tensor]:
-    """The views, normalised; where that was left to the device, with their changes."""
-    views = [view.to(run.device, non_blocking=True) for view in batch.views]
-    if batch.drawn is None:
-        return [normalise(view) for view in views]
-    recipe = RECIPES[run.config.data.augmentation]
-    drawn = batch.drawn.to(run.device, non_blocking=True)
-    return [
-        augment(view, changes, colours.grey_first)
-        for view, changes, colours in zip(views, drawn, recipe.views)
-    ]
+def on_device(run: Run, batch: Batch) -> Inputs:
+    """The batch where it is trained on, under way while the host goes on."""
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(run.device, non_blocking=True)
+
+    return Inputs(
+        crops=move(batch.views),
+        drawn=None if batch.drawn is None else move(batch.drawn),
+        corners=move(batch.corners),
+        labels=move(batch.labels),
+        recipe=run.config.data.augmentation,
+        step=run.step,
+        logged=run.logs(run.step + 1),
+    )
 
 
-def agree(run: Run, batch: Batch, losses: Losses, stop: StopRequest) -> None:
-    """Let all processes know of a stop signal, unreadable images, or a loss that is not finite.
+def backward(run: Run, inputs: Inputs, targets: Any) -> Losses:
+    """Gradients of the mean loss, `micro_batch` images at a time; and the mean values.
 
-    Raises UserError in all of them, before the update, for too many images or a broken loss.
+    Between parts of a batch neither weights, key encoder nor queues change.
     """
-    broken = not math.isfinite(losses.total.item())
-    flags = torch.tensor([broken, bool(stop), len(batch.unreadable)], device=run.device)
-    broken_processes, stopping, unreadable = distributed.sum_over_processes(flags).tolist()
-    run.stopping = stopping > 0
-    if unreadable:
-        record_unreadable(run, batch.unreadable)
-    if broken_processes:
-        raise UserError(describe_broken_loss(run, batch, losses))
+    at_once = run.config.optim.micro_batch or inputs.count
+    starts = range(0, inputs.count, at_once)
+    parts = []
+    for start in starts:
+        rows = slice(start, start + at_once)
+        of_rows = type(targets)(*(target[rows] for target in targets))
+        last = start == starts[-1]
+        with nullcontext() if last else run.without_exchange():
+            with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+                part = run.model.losses(run.query_encoder, inputs.part(rows), of_rows)
+            (part.total / len(starts)).backward()
+        parts.append(part)
+    if len(parts) == 1:
+        return parts[0]
+    values = {n: torch.stack([p.values[n].detach() for p in parts]).mean() for n in parts[0].values}
+    return Losses(torch.stack([part.total.detach() for part in parts]).mean(), values)
+
+
+def tell(run: Run, batch: Batch, losses: Losses, stop: StopRequest) -> Notice:
+    """Tell all processes of a loss that is not finite, a stop signal, unreadable images.
+
+    From the first broken loss on no process updates its weights: the optimiser looks at the device.
+    """
+    own = torch.tensor([0.0, float(bool(stop)), float(len(batch.unreadable))])
+    flags = own.to(run.device, non_blocking=True)
+    flags[0] = ~losses.total.detach().isfinite()
+    flags = distributed.sum_over_processes(flags)
+    run.broken = torch.maximum(run.broken, flags[0].clamp(max=1))
+    run.optimizer.found_inf = run.broken  # type: ignore[attr-defined]
+    return Notice(run.step, Later(flags), batch, losses)
+
+
+def settle(run: Run, pending: int) -> None:
+    """Act on what was told in all steps but the last `pending`.
+
+    Raises UserError in all processes for too many unreadable images or a broken loss.
+    """
+    while len(run.notices) > pending:
+        notice = run.notices.popleft()
+        broken, stopping, unreadable = notice.flags.tolist()
+        run.stopping |= stopping > 0
+        if unreadable:
+            record_unreadable(run, notice.batch.unreadable)
+        if broken:
+            raise UserError(describe_broken_loss(run, notice))
 
 
 def record_unreadable(run: Run, paths: list[str]) -> None:
@@ -110,10 +153,12 @@ def record_unreadable(run: Run, paths: list[str]) -> None:
         )
 
 
-def describe_broken_loss(run: Run, batch: Batch, losses: Losses) -> str:
+def describe_broken_loss(run: Run, notice: Notice) -> str:
     """Write what produced the loss; return the sentence that says so. No weight was updated."""
-    path = run.folder / f"not_finite_step_{run.step}_rank_{distributed.rank()}.pth"
-    values = {name: value.item() for name, value in losses.values.items() if "loss" in name}
+    step, batch = notice.step, notice.batch
+    path = run.folder / f"not_finite_step_{step}_rank_{distributed.rank()}.pth"
+    named = notice.losses.values.items()
+    values = {name: value.item() for name, value in named if "loss" in name}
     evidence = {
         "losses": values,
         "views": batch.views,
@@ -121,10 +166,10 @@ def describe_broken_loss(run: Run, batch: Batch, losses: Losses) -> str:
         "model": run.model.state_dict(),
     }
     with replacing(path) as temporary:
-        torch.save({"step": run.step, **evidence}, temporary)
+        torch.save({"step": step, **evidence}, temporary)
     good = latest_good(run.folder / "checkpoints")
     return (
-        f"step {run.step}: the loss is not finite ({values}); nothing was updated; batch and "
+        f"step {step}: the loss is not finite ({values}); nothing was updated; batch and "
         f"weights are in {path}; the last good checkpoint is {good}: look at gradient_norm in "
         "metrics.jsonl and try a lower optim.lr in a new output folder"
     )

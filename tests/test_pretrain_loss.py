@@ -1,6 +1,7 @@
 """The losses against twenty lines of float64, the memory they need, and their gradients' reach."""
 
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain.loss import CHUNK, info_nce, info_nce_and_top1, mean_cosine, nt_xent
+from pretrain.attention import ATTENTIONS, CHUNK, by_chunks, by_flash, choose_attention, compare
+from pretrain.loss import info_nce, mean_cosine, nt_xent, top1
 from pretrain.matching import match_by_similarity, match_entropy
 
 
@@ -39,21 +41,23 @@ def relative_error(ours, reference):
 SHAPES = [
     (rows, width, length)
     for rows, width in [(1, 8), (7, 128), (98, 16)]
-    for length in [1, 3, 997, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 17]
+    for length in [1, 3, 997, CHUNK["cpu"] - 1, CHUNK["cpu"], 2 * CHUNK["cpu"] + 17, 4096]
 ]
 
 
 @pytest.mark.parametrize("rows,width,length", SHAPES)
 @pytest.mark.parametrize("temperature", [0.02, 0.2, 1.0])
-def test_info_nce_equals_naive_float64(rows, width, length, temperature):
+@pytest.mark.parametrize("attend", ATTENTIONS.values())
+def test_info_nce_equals_naive_float64(rows, width, length, temperature, attend):
     query, positive, negatives = (
         unit_rows(count, width, seed) for seed, count in enumerate((rows, rows, length))
     )
     expected = value_and_gradient(naive_info_nce, query, positive, negatives, temperature)
-    for dtype, tolerance in [(torch.float64, 1e-12), (torch.float32, 1e-5)]:
-        ours = value_and_gradient(
-            info_nce, query.to(dtype), positive.to(dtype), negatives.to(dtype), temperature
-        )
+    # The flash attention here returns float32, whatever it is given.
+    exact = [(torch.float64, 1e-12)] if attend is by_chunks else []
+    for dtype, tolerance in [*exact, (torch.float32, 1e-5)]:
+        given = (x.to(dtype) for x in (query, positive, negatives))
+        ours = value_and_gradient(info_nce, *given, temperature, attend)
         assert relative_error(ours[0], expected[0]) <= tolerance
         assert relative_error(ours[1], expected[1]) <= tolerance
 
@@ -82,15 +86,30 @@ def test_huge_logits_stay_finite():
 
 def test_top1_counts_rows_whose_positive_is_best():
     query, positive, negatives = unit_rows(50, 4, 0), unit_rows(50, 4, 1), unit_rows(7, 4, 2)
-    _, top1 = info_nce_and_top1(query, positive, negatives, 0.2)
     wins = [max(q @ n for n in negatives) < q @ k for q, k in zip(query, positive)]
-    assert top1.item() == pytest.approx(sum(wins) / 50)
+    assert 0 < sum(wins) < 50
+    assert top1(query, positive, negatives).item() == pytest.approx(sum(wins) / 50)
 
 
-def test_gradient_for_a_key_is_refused():
-    query, positive, negatives = unit_rows(2, 4, 0), unit_rows(2, 4, 1), unit_rows(2, 4, 2)
-    with pytest.raises(ValueError, match="constants"):
-        info_nce(query, positive.requires_grad_(), negatives, 0.2)
+def test_the_attention_chosen_is_there_and_agrees():
+    chosen, why = compare(torch.device("cpu"), rows=20, keys=640, width=16)
+    assert chosen in ATTENTIONS and "they differ by" in why
+    for device in ("cpu", "cuda"):  # which in float32 has no flash attention
+        sizes = {"rows": 20, "keys": 640, "width": 16}
+        assert choose_attention(torch.device(device), False, **sizes)[0] == "chunks"
+
+
+def test_a_flash_attention_that_lies_or_fails_is_not_chosen(monkeypatch):
+    def lying(queries, keys, scale):
+        return by_flash(queries, keys, scale)._replace(log_sum=torch.zeros(len(queries)))
+
+    def missing(queries, keys, scale):
+        raise RuntimeError("no such kernel\nlong story")
+
+    for broken, words in ((lying, "differs from chunks"), (missing, "no such kernel")):
+        monkeypatch.setitem(ATTENTIONS, "flash", broken)
+        chosen, why = compare(torch.device("cpu"), rows=20, keys=640, width=16)
+        assert chosen == "chunks" and words in why and "long story" not in why
 
 
 class PeakMemory(TorchDispatchMode):
@@ -125,13 +144,15 @@ class PeakMemory(TorchDispatchMode):
 def test_peak_memory_is_a_twentieth_of_the_naive_one():
     query, positive = unit_rows(392, 128, 0).float(), unit_rows(392, 128, 1).float()
     negatives = unit_rows(65536, 128, 2).float()
+    ways = {"naive": naive_info_nce}
+    ways |= {name: partial(info_nce, attend=attend) for name, attend in ATTENTIONS.items()}
     peaks = {}
-    for function in (naive_info_nce, info_nce):
+    for name, function in ways.items():
         with PeakMemory(query, positive, negatives) as memory:
             value_and_gradient(function, query, positive, negatives, 0.2)
-        peaks[function] = memory.peak
-    assert peaks[naive_info_nce] > 2 * 392 * 65536 * 4  # the measurement sees the logits
-    assert peaks[naive_info_nce] >= 20 * peaks[info_nce], peaks
+        peaks[name] = memory.peak
+    assert peaks["naive"] > 2 * 392 * 65536 * 4  # the measurement sees the logits
+    assert peaks["naive"] >= 20 * max(peaks[name] for name in ATTENTIONS), peaks
 
 
 def test_match_equals_brute_force():

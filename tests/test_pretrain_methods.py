@@ -14,7 +14,7 @@ from processes import run
 from test_pretrain_model import make_batch, normalise_in_float64, restore_normalise
 from torch import nn
 
-import pretrain.train
+import pretrain.inputs
 from common import distributed
 from common.backbone_file import load_backbone_file
 from common.checkpoint import latest_good
@@ -51,7 +51,7 @@ def make_config(method, batch_size=8, loss=None, **model):
 
 def make_run(config, dtype=torch.float64):
     """In float32 a fresh ResNet with four images per group amplifies rounding by 10^5."""
-    pretrain.train.normalise = normalise_in_float64 if dtype == torch.float64 else normalise
+    pretrain.inputs.normalise = normalise_in_float64 if dtype == torch.float64 else normalise
     torch.set_default_dtype(dtype)
     training = build_run(config, Path("unused"), torch.device("cpu"), FILES)
     torch.set_default_dtype(torch.float32)
@@ -69,7 +69,7 @@ def one_step(config, batch):
     for parameter in training.model.query.parameters():
         parameter.data.mul_(1.01)
     before = copy.deepcopy(training.model)
-    return training, before, train_step(training, batch, stop=False)
+    return training, before, train_step(training, batch, stop=False)[0]
 
 
 def assert_same(training, before, losses, expected):
@@ -207,7 +207,7 @@ def test_densecl_without_its_dense_term_is_moco_v2_to_the_bit():
     moco = make_run(make_config("moco"), torch.float32)
     for step in range(6):
         batch = make_batch(make_views(8, seed=step))
-        losses = [train_step(training, batch, stop=False) for training in (dense, moco)]
+        losses = [train_step(training, batch, stop=False)[0] for training in (dense, moco)]
         for training in (dense, moco):
             training.step += 1
         assert torch.equal(losses[0].total, losses[1].total), step
@@ -378,7 +378,7 @@ def step_of_this_process(method, output):
         mine(whole.labels),
         [],
     )
-    losses = train_step(training, batch, stop=False)
+    losses = train_step(training, batch, stop=False)[0]
     total = distributed.sum_over_processes(losses.total.detach()) / distributed.world_size()
     gradients = {n: p.grad for n, p in training.model.query.named_parameters()}
     if distributed.is_main():
@@ -411,7 +411,7 @@ def twenty_losses(method):
         views = make_views(8, seed=step % 4)[: 1 if method == "supervised" else 2]
         batch = make_batch(views)._replace(corners=some_corners()[: len(views)])
         batch = batch._replace(labels=torch.arange(8) % 3)
-        losses.append(train_step(training, batch, stop=False).total.item())
+        losses.append(train_step(training, batch, stop=False)[0].total.item())
         training.step += 1
     return losses
 

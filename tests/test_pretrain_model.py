@@ -9,18 +9,19 @@ import torch
 import torch.nn.functional as F
 from processes import run
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import pretrain.inputs
 import pretrain.methods.moco
-import pretrain.train
 from common import distributed
-from pretrain.config import Model, Optim, PretrainConfig
+from pretrain.config import Launch, Model, Optim, PretrainConfig
 from pretrain.data import Batch
-from pretrain.group_bn import GroupBatchNorm, shuffling
+from pretrain.group_bn import GroupBatchNorm, shuffle, shuffling
 from pretrain.methods.densecl import DenseCL, DenseEncoder
 from pretrain.methods.moco import Queue
 from pretrain.run import build_run
 from pretrain.train import train_step
-from pretrain.views import normalise
+from pretrain.views import RECIPES, draw, normalise
 
 TINY = Model(width=8, hidden=16, embedding=8, queue_length=37, key_momentum=0.9, bn_group=4)
 
@@ -144,7 +145,9 @@ def check_keys_come_back_in_order(model):
     permutation = shuffling(8, seed=3, step=5)
     assert sorted(permutation.tolist()) == list(range(8))
     assert permutation.tolist() != list(range(8))
-    for ours, expected in zip(model.embed_keys(batch, permutation), model.key(batch)):
+    for ours, expected in zip(
+        model.embed_keys(shuffle(batch, permutation), permutation), model.key(batch)
+    ):
         torch.testing.assert_close(ours, expected)
 
 
@@ -169,7 +172,8 @@ def test_shuffling_changes_a_keys_company():
     """In training mode the same image is normalised with other images than its query is."""
     model, batch = make_model(), images(8)
     straight = model.key(batch).global_
-    shuffled = model.embed_keys(batch, shuffling(8, seed=0, step=0)).global_
+    permutation = shuffling(8, seed=0, step=0)
+    shuffled = model.embed_keys(shuffle(batch, permutation), permutation).global_
     assert (straight - shuffled).abs().max() > 1e-3
 
 
@@ -201,30 +205,30 @@ def test_normalise_equals_the_definition():
     torch.testing.assert_close(ours.double(), normalise_in_float64(view), rtol=0, atol=1e-6)
 
 
-def make_float64_run(config=CONFIG):
+def make_run(config=CONFIG, dtype=torch.float64):
     """In float32 a fresh ResNet with four images per group amplifies rounding by 10^5."""
-    pretrain.train.normalise = normalise_in_float64
-    torch.set_default_dtype(torch.float64)
+    pretrain.inputs.normalise = normalise_in_float64 if dtype == torch.float64 else normalise
+    torch.set_default_dtype(dtype)
     training = build_run(config, Path("unused"), torch.device("cpu"), ["image.jpg"] * 64)
     torch.set_default_dtype(torch.float32)
     return training
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def restore_normalise():
     yield
-    pretrain.train.normalise = normalise
+    pretrain.inputs.normalise = normalise
 
 
-def test_one_step_equals_the_algorithm_written_out(restore_normalise):
+def test_one_step_equals_the_algorithm_written_out():
     """Order of operations, losses, gradients, both queues, against an independent copy."""
-    training = make_float64_run()
+    training = make_run()
     before = copy.deepcopy(training.model)
     for parameter in before.query.parameters():  # a query that differs from its key
         parameter.data.mul_(1.01)
     training.model.load_state_dict(before.state_dict())
     views = two_views(8)
-    losses = train_step(training, make_batch(views), stop=False)
+    losses = train_step(training, make_batch(views), stop=False)[0]
 
     queries, keys = (normalise_in_float64(view) for view in views)
     permutation = shuffling(8, CONFIG.seed, 0).tolist()
@@ -265,9 +269,9 @@ def test_one_step_equals_the_algorithm_written_out(restore_normalise):
 def step_of_this_process(output):
     """One training step on this process's part of a batch of 16, written to `output`."""
     distributed.start("cpu")
-    training = make_float64_run(replace(CONFIG, optim=replace(CONFIG.optim, batch_size=16)))
+    training = make_run(replace(CONFIG, optim=replace(CONFIG.optim, batch_size=16)))
     views = torch.stack([distributed.this_process_rows(view) for view in two_views(16)])
-    losses = train_step(training, make_batch(views), stop=False)
+    losses = train_step(training, make_batch(views), stop=False)[0]
     total = distributed.sum_over_processes(losses.total.detach()) / distributed.world_size()
     gradients = {n: p.grad for n, p in training.model.query.named_parameters()}
     if distributed.is_main():
@@ -293,3 +297,106 @@ def test_two_processes_equal_one(tmp_path):
             torch.testing.assert_close(two["model"][name], value, rtol=1e-9, atol=1e-12, msg=name)
         else:
             assert two["model"][name] == value
+
+
+def exchange_and_gather(output):
+    """Rows in another order, as every process received them."""
+    distributed.start("cpu")
+    found = []
+    for shape, dtype in (((12, 3, 2), torch.uint8), ((12,), torch.float64)):
+        whole = torch.arange(torch.Size(shape).numel()).view(shape).to(dtype)
+        order = shuffling(12, seed=1, step=2)
+        mine = distributed.exchange(distributed.this_process_rows(whole), order)
+        back = distributed.exchange(mine, order.argsort())
+        assert torch.equal(back, distributed.this_process_rows(whole))
+        found.append((whole[order], distributed.gather(mine)))
+    if distributed.is_main():
+        torch.save(found, output)
+    distributed.stop()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_exchanged_rows_are_those_of_the_whole_batch(world_size, tmp_path):
+    run(exchange_and_gather, world_size, tmp_path / "found.pth")
+    for expected, found in torch.load(tmp_path / "found.pth"):
+        assert torch.equal(found, expected)
+
+
+def accumulated_step(micro_batch, output):
+    """A step in parts on this process's half of 16 images."""
+    distributed.start("cpu")
+    optim = replace(CONFIG.optim, batch_size=16, micro_batch=micro_batch)
+    training = make_run(replace(CONFIG, optim=optim))
+    views = torch.stack([distributed.this_process_rows(view) for view in two_views(16)])
+    losses, _ = train_step(training, make_batch(views), stop=False)
+    gradients = {n: p.grad for n, p in training.model.query.named_parameters()}
+    if distributed.is_main():
+        model = {n: v for n, v in training.model.state_dict().items() if "running" not in n}
+        torch.save({"losses": losses.values, "gradients": gradients, "model": model}, output)
+    distributed.stop()
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_step_in_parts_equals_a_whole_one(world_size, tmp_path):
+    """Queues, key encoder and shuffling are of the whole step, so only rounding differs."""
+    found = []
+    for micro_batch in (0, 4):
+        path = tmp_path / f"{micro_batch}.pth"
+        run(accumulated_step, world_size, micro_batch, path)
+        found.append(torch.load(path, weights_only=True))
+    whole, parts = found
+    for name, value in whole["losses"].items():
+        torch.testing.assert_close(parts["losses"][name], value, rtol=1e-10, atol=0, msg=name)
+    for name, value in whole["gradients"].items():
+        atol = 1e-9 * value.abs().max().item()
+        torch.testing.assert_close(parts["gradients"][name], value, rtol=0, atol=atol, msg=name)
+    for name, value in whole["model"].items():
+        if torch.is_tensor(value) and "tracked" not in name:
+            torch.testing.assert_close(parts["model"][name], value, rtol=1e-9, atol=1e-12, msg=name)
+
+
+class Waits(TorchDispatchMode):
+    """The operators called that make a host wait for its device."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.called = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(word in str(function) for word in self.WAITING):
+            self.called.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["densecl", "moco"])
+@pytest.mark.parametrize("colours", ["cpu", "device"])
+def test_a_step_waits_for_nothing(method, colours):
+    config = replace(CONFIG, method=method, launch=Launch(log_every=7))
+    training = make_run(config, torch.float32)
+    batch = make_batch(two_views(8))
+    if colours == "device":
+        colours = RECIPES["moco_v2"].views[0]
+        drawn = torch.tensor([[draw(colours) for _ in range(8)] for _ in range(2)])
+        batch = batch._replace(drawn=drawn)
+    with Waits() as waits:
+        for _ in range(3):
+            train_step(training, batch, stop=False)
+    assert not waits.called
+    with Waits() as waits:
+        torch.ones(1).item()
+    assert waits.called
+
+
+def test_nothing_is_updated_from_a_broken_loss_on(tmp_path):
+    training = make_run(CONFIG, torch.float32)
+    before = [p.detach().clone() for p in training.model.query.parameters()]
+    with torch.no_grad():
+        training.model.global_queue.rows[0] = torch.inf
+    train_step(training, make_batch(two_views(8)), stop=False)
+    training.model.global_queue.rows.nan_to_num_(posinf=0)
+    losses, _ = train_step(training, make_batch(two_views(8)), stop=False)
+    assert losses.total.isfinite()
+    for parameter, value in zip(training.model.query.parameters(), before):
+        assert torch.equal(parameter, value)

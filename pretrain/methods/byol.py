@@ -5,16 +5,24 @@ configs/selfsup/byol/r50_bs4096_ep200.py (facts).
 """
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from pretrain.config import Model, PretrainConfig
-from pretrain.data import Inputs
 from pretrain.encoder import build_trunk, initialise, mlp, unit_length
 from pretrain.group_bn import norm_layer
+from pretrain.inputs import Inputs
 from pretrain.loss import Losses, mean_cosine
 from pretrain.method import Method, Network
+
+
+class Projections(NamedTuple):
+    """Of each view, (B,D) of unit length."""
+
+    first: torch.Tensor
+    second: torch.Tensor
 
 
 class Target(Network):
@@ -53,19 +61,22 @@ class BYOL(Method):
         self.key = Target(config.model).requires_grad_(False)
         self.key.load_state_dict(self.query.state_dict(), strict=False)  # all but the predictor
 
-    def losses(self, query_encoder: nn.Module, inputs: Inputs) -> Losses:
-        """2 - 2·cos of each view's prediction and the other's projection, both added."""
-        predictions = query_encoder(inputs.views)
+    @torch.no_grad()
+    def targets(self, inputs: Inputs) -> Projections:
+        """By the copy that has just followed the online network."""
         self.update_target(inputs.step)
-        with torch.no_grad():
-            projections = [unit_length(self.key(view)) for view in inputs.views]
+        return Projections(*(unit_length(self.key(inputs.images(view))) for view in (0, 1)))
+
+    def losses(self, query_encoder: nn.Module, inputs: Inputs, targets: Any) -> Losses:
+        """2 - 2·cos of each view's prediction and the other's projection, both added."""
+        predictions = query_encoder([inputs.images(view) for view in (0, 1)])
         with torch.autocast(predictions[0].device.type, enabled=False):
             cosines = [
                 (prediction * projection).sum(1).mean()
-                for prediction, projection in zip(predictions, reversed(projections))
+                for prediction, projection in zip(predictions, reversed(targets))
             ]
             loss = 4 - 2 * (cosines[0] + cosines[1])
-        return Losses(loss, {"loss_global": loss, "cosine_global": mean_cosine(projections[0])})
+        return Losses(loss, {"loss_global": loss, "cosine_global": mean_cosine(targets.first)})
 
     @torch.no_grad()
     def update_target(self, step: int) -> None:

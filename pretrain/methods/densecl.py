@@ -12,9 +12,9 @@ from torch import nn
 
 from common import distributed
 from pretrain.config import Model, PretrainConfig
-from pretrain.data import Inputs
 from pretrain.encoder import Encoder, unit_length
-from pretrain.loss import Losses, info_nce_and_top1, mean_cosine
+from pretrain.inputs import Inputs
+from pretrain.loss import Losses, mean_cosine, top1
 from pretrain.matching import match_by_place, match_by_similarity, match_entropy, match_randomly
 from pretrain.method import Network
 from pretrain.methods.moco import MoCo, Queue
@@ -75,28 +75,22 @@ class DenseCL(MoCo):
 
     def compare(self, query: DenseEmbeddings, key: DenseEmbeddings, inputs: Inputs) -> Losses:
         """(1-λ)·global + λ·dense. No gradient flows through the choice of matches."""
-        global_loss, values = self.compare_global(query.global_, key.global_)
+        global_loss, values = self.compare_global(query.global_, key.global_, inputs)
         matches = self.match(query, key, inputs)  # (B,S²)
         positive = key.dense.gather(2, matches[:, None].expand_as(key.dense))  # (B,D,S²)
-        dense_loss, dense_top1 = info_nce_and_top1(
-            as_rows(query.dense),
-            as_rows(positive),
-            self.dense_queue.rows,
-            self.config.loss.temperature,
-        )
+        rows = as_rows(query.dense), as_rows(positive), self.dense_queue.rows
+        dense_loss = self.info_nce(*rows)
         weight = self.dense_weight(inputs.step)
-        return Losses(
-            (1 - weight) * global_loss + weight * dense_loss,
-            values
-            | {
-                "loss_dense": dense_loss,
-                "loss_global_weighted": (1 - weight) * global_loss,
-                "loss_dense_weighted": weight * dense_loss,
-                "top1_dense": dense_top1,
-                "cosine_dense": mean_cosine(key.pooled),
-            },
-            more=lambda: {"match_entropy": match_entropy(matches)},
-        )
+        values |= {
+            "loss_dense": dense_loss,
+            "loss_global_weighted": (1 - weight) * global_loss,
+            "loss_dense_weighted": weight * dense_loss,
+        }
+        if inputs.logged:
+            values["top1_dense"] = top1(*rows)
+            values["cosine_dense"] = mean_cosine(key.pooled)
+            values["match_entropy"] = match_entropy(matches)
+        return Losses((1 - weight) * global_loss + weight * dense_loss, values)
 
     def dense_weight(self, step: int) -> float:
         """λ; 0 in the first `dense_from` steps, in which the dense queue fills all the same."""
@@ -114,16 +108,16 @@ class DenseCL(MoCo):
                 return match_by_place(inputs.corners[0], inputs.corners[1], key.dense.shape[2])
             case _:
                 count, positions = self.config.optim.batch_size, key.dense.shape[2]
-                return match_randomly(count, positions, self.config.seed, inputs.step).to(
-                    key.dense.device
-                )
+                matches = match_randomly(count, positions, self.config.seed, inputs.step)
+                return matches[inputs.rows].to(key.dense.device, non_blocking=True)
 
     @torch.no_grad()
-    def enqueue(self, key: DenseEmbeddings) -> None:
+    def remember(self, targets: DenseEmbeddings) -> None:
         """The global keys, and one pooled dense key per image or all of its positions."""
-        super().enqueue(key)
+        super().remember(targets)
         local = self.config.loss.negatives == "local"
-        self.dense_queue.enqueue(distributed.gather(as_rows(key.dense) if local else key.pooled))
+        keys = as_rows(targets.dense) if local else targets.pooled
+        self.dense_queue.enqueue(distributed.gather(keys))
 
 
 def as_rows(dense: torch.Tensor) -> torch.Tensor:

@@ -14,10 +14,10 @@ from torch import nn
 
 from common import distributed
 from pretrain.config import PretrainConfig
-from pretrain.data import Inputs
 from pretrain.encoder import Encoder
-from pretrain.group_bn import shuffle, shuffling, unshuffle
-from pretrain.loss import Losses, info_nce_and_top1, mean_cosine
+from pretrain.group_bn import shuffling, unshuffle
+from pretrain.inputs import Inputs
+from pretrain.loss import Losses, info_nce, mean_cosine, top1
 from pretrain.method import Method, Network
 
 
@@ -84,32 +84,43 @@ class MoCo(Method):
         """Images (B,3,H,W) → a named tuple of embeddings, one row per image in each."""
         return MoCoEncoder(self.config.model)
 
-    def losses(self, query_encoder: nn.Module, inputs: Inputs) -> Losses:
-        """One step's loss, in the official order: the keys enter the queue after it."""
-        query_view, key_view = inputs.views
-        permutation = shuffling(self.config.optim.batch_size, self.config.seed, inputs.step)
-        query = query_encoder(query_view)
+    @torch.no_grad()
+    def targets(self, inputs: Inputs) -> Any:
+        """The keys, by the encoder that has just followed the query; they leave as they came."""
         self.update_key_encoder()
-        key = self.embed_keys(key_view, permutation)
-        with torch.autocast(query_view.device.type, enabled=False):
-            losses = self.compare(query, key, inputs)
-        self.enqueue(key)
+        permutation = shuffling(self.config.optim.batch_size, self.config.seed, inputs.step)
+        return self.embed_keys(inputs.images(1, permutation), permutation)
+
+    def losses(self, query_encoder: nn.Module, inputs: Inputs, targets: Any) -> Losses:
+        """The queries against their keys and the queues as they were before the step."""
+        query = query_encoder(inputs.images(0))
+        with torch.autocast(inputs.crops.device.type, enabled=False):
+            losses = self.compare(query, targets, inputs)
         fill = {"queue_fill": self.global_queue.fill_share()}
         return losses._replace(values=losses.values | fill)
 
     def compare(self, query: Any, key: Any, inputs: Inputs) -> Losses:
         """Each image's two embeddings (what `build_encoder` gives) against the queue."""
-        loss, values = self.compare_global(query.global_, key.global_)
+        loss, values = self.compare_global(query.global_, key.global_, inputs)
         return Losses(loss, values)
 
     def compare_global(
-        self, query: torch.Tensor, key: torch.Tensor
+        self, query: torch.Tensor, key: torch.Tensor, inputs: Inputs
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Query and key (B,D) → the global loss, and what to log of it."""
-        queue = self.global_queue
-        loss, top1 = info_nce_and_top1(query, key, queue.rows, self.config.loss.temperature)
-        values = {"loss_global": loss, "top1_global": top1, "cosine_global": mean_cosine(key)}
+        loss = self.info_nce(query, key, self.global_queue.rows)
+        values = {"loss_global": loss}
+        if inputs.logged:
+            values["top1_global"] = top1(query, key, self.global_queue.rows)
+            values["cosine_global"] = mean_cosine(key)
         return loss, values
+
+    def info_nce(
+        self, query: torch.Tensor, positive: torch.Tensor, negatives: torch.Tensor
+    ) -> torch.Tensor:
+        """Mean over the rows, at the configured temperature."""
+        temperature = self.config.loss.temperature
+        return info_nce(query, positive, negatives, temperature, self.attention)
 
     @torch.no_grad()
     def update_key_encoder(self) -> None:
@@ -120,17 +131,17 @@ class MoCo(Method):
             1 - self.config.model.key_momentum,
         )
 
-    @torch.no_grad()
-    def embed_keys(self, images: torch.Tensor, permutation: torch.Tensor) -> Any:
-        """Key embeddings of this process's images, computed in shuffled company.
+    def embed_keys(self, shuffled: torch.Tensor, permutation: torch.Tensor) -> Any:
+        """Key embeddings of images in shuffled company, back in their own order.
 
         Everything comes back un-shuffled. Forgetting it for a dense map or the features would
         pair each query with another image's positions.
         """
-        shuffled = self.key(shuffle(images, permutation))
-        return shuffled._make(unshuffle(part, permutation) for part in shuffled)
+        at_once = self.config.optim.micro_batch or len(shuffled)
+        parts = [self.key(images) for images in shuffled.split(at_once)]
+        return parts[0]._make(unshuffle(torch.cat(part), permutation) for part in zip(*parts))
 
     @torch.no_grad()
-    def enqueue(self, key: Any) -> None:
-        """Add the batch's keys, of all processes."""
-        self.global_queue.enqueue(distributed.gather(key.global_))
+    def remember(self, targets: Any) -> None:
+        """Add the batch's keys, of all processes, to the queue."""
+        self.global_queue.enqueue(distributed.gather(targets.global_))

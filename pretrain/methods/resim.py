@@ -16,9 +16,9 @@ from torchvision.ops import roi_align
 
 from common import distributed
 from pretrain.config import Model
-from pretrain.data import Inputs
 from pretrain.encoder import Encoder, unit_length
-from pretrain.loss import Losses, info_nce_and_top1
+from pretrain.inputs import Inputs
+from pretrain.loss import Losses, top1
 from pretrain.method import Network
 from pretrain.methods.moco import MoCo
 
@@ -91,25 +91,29 @@ class ReSim(MoCo):
 
     def compare(self, query: RegionEmbeddings, key: RegionEmbeddings, inputs: Inputs) -> Losses:
         """The global term and one for each level, added."""
-        total, values = self.compare_global(query.global_, key.global_)
+        total, values = self.compare_global(query.global_, key.global_, inputs)
         for level in LEVELS:
             maps = getattr(query, level.name), getattr(key, level.name)
-            loss, top1 = region_loss(*maps, inputs, level, self.config.loss.temperature)
+            regions = compared_regions(*maps, inputs, level)
+            # Where no window shows in both views, the loss is 0.
+            loss = self.info_nce(*regions) if len(regions[0]) else maps[0].sum() * 0
             total = total + loss
-            values |= {f"loss_{level.name}": loss, f"top1_{level.name}": top1}
+            values[f"loss_{level.name}"] = loss
+            if inputs.logged and len(regions[0]):
+                values[f"top1_{level.name}"] = top1(*regions)
         return Losses(total, values)
 
 
-def region_loss(
-    query: torch.Tensor, key: torch.Tensor, inputs: Inputs, level: Level, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss and top-1 of a level's windows: maps (B,R,h,w) of the query and the key view.
+def compared_regions(
+    query: torch.Tensor, key: torch.Tensor, inputs: Inputs, level: Level
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Maps (B,R,h,w) of both views → queries (N,R), their keys (N,R), negatives (T,R).
 
     Negatives are all windows of the key maps, at every cell, as in the official code: also those
-    of the same image. Where no window shows in both views, the loss is 0.
+    of the same image.
     """
     query, key = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key))
-    size = inputs.views[0].shape[-1]
+    size = inputs.crops.shape[-1]
     of_query = windows(size, level).to(query.device, query.dtype)
     of_key, shared = mapped(of_query, size, *inputs.corners)  # (B,N,4), (B,N)
     positive = pooled(key, [boxes[s] for boxes, s in zip(of_key, shared)], level)  # (N,R)
@@ -119,9 +123,7 @@ def region_loss(
     negatives = slid.permute(0, 2, 3, 1).reshape(-1, slid.shape[1])  # (T,R)
     if level.negatives_of_all:
         negatives = distributed.gather(negatives)
-    if not len(rows):
-        return query.sum() * 0, query.new_zeros(())
-    return info_nce_and_top1(rows, positive, negatives, temperature)
+    return rows, positive, negatives
 
 
 def windows(size: int, level: Level) -> torch.Tensor:

@@ -4,14 +4,16 @@ Source: arXiv:2002.05709 section 2; the head and τ of WXinlong/DenseCL
 configs/selfsup/simclr/r50_bs256_ep200.py (facts).
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from common import distributed
 from pretrain.config import Model, PretrainConfig
-from pretrain.data import Inputs
 from pretrain.encoder import build_trunk, initialise, initialise_linear, mlp, unit_length
 from pretrain.group_bn import norm_layer
+from pretrain.inputs import Inputs
 from pretrain.loss import Losses, mean_cosine, nt_xent
 from pretrain.method import Method, Network
 
@@ -41,9 +43,9 @@ class SimCLR(Method):
         self.config = config
         self.query = SimCLREncoder(config.model)
 
-    def losses(self, query_encoder: nn.Module, inputs: Inputs) -> Losses:
+    def losses(self, query_encoder: nn.Module, inputs: Inputs, targets: Any) -> Losses:
         """NT-Xent over the images of all processes."""
-        views = query_encoder(torch.cat(inputs.views))  # (2B,D)
+        views = query_encoder(torch.cat([inputs.images(view) for view in (0, 1)]))  # (2B,D)
         with torch.autocast(views.device.type, enabled=False):
             everyone = distributed.gather_with_gradient(views)
             first = distributed.rank() * len(views)

@@ -3,13 +3,15 @@
 Source: torchvision references/classification (ResNet-50, the recipe of its first weights).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from pretrain.config import Model, PretrainConfig
-from pretrain.data import Inputs
 from pretrain.encoder import build_trunk, initialise
+from pretrain.inputs import Inputs
 from pretrain.loss import Losses
 from pretrain.method import Method, Network
 
@@ -34,9 +36,9 @@ class Supervised(Method):
         super().__init__()
         self.query = Classifier(config.model, classes)
 
-    def losses(self, query_encoder: nn.Module, inputs: Inputs) -> Losses:
+    def losses(self, query_encoder: nn.Module, inputs: Inputs, targets: Any) -> Losses:
         """Cross-entropy of the one view's class."""
-        logits = query_encoder(inputs.views[0]).float()
+        logits = query_encoder(inputs.images(0)).float()
         loss = F.cross_entropy(logits, inputs.labels)
         top1 = (logits.argmax(1) == inputs.labels).float().mean()
         return Losses(loss, {"loss_class": loss, "top1_class": top1})
