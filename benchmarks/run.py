@@ -59,7 +59,7 @@ def run_benchmark(request: Request, stop: StopRequest) -> None:
     file = find_config(request.benchmark)
     config = load_config(file, request.settings)
     engine_name, engine = find_engine(request.engine, config)
-    device = distributed.start(_device_type(config))
+    device = distributed.start(device_type(config))
     check(config, device)
     backbone = None
     if request.weights != RANDOM:
@@ -117,7 +117,8 @@ def find_engine(name: str, config: Any) -> tuple[str, ModuleType]:
     return "torchvision", importlib.import_module("benchmarks.torchvision_engine")
 
 
-def _device_type(config: Any) -> str:
+def device_type(config: Any) -> str:
+    """MODEL.DEVICE. Raises UserError for one that there is not."""
     wanted = config.MODEL.DEVICE
     if wanted not in ("cpu", "cuda"):
         raise UserError(f"MODEL.DEVICE is {wanted}: choose cpu or cuda")

@@ -6,7 +6,16 @@ from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 from torch import nn
 
-__all__ = ["build_model"]
+from benchmarks.weights import Backbone, load_backbone, prove_loaded
+
+
+def pretrained_model(cfg: CfgNode, backbone: Backbone | None) -> nn.Module:
+    """The model on its device, with every tensor of its backbone proven to be the pickle's."""
+    model = build_model(cfg)
+    if backbone:
+        load_backbone(model, backbone)
+        prove_loaded(model, backbone)
+    return model
 
 
 @ROI_HEADS_REGISTRY.register()

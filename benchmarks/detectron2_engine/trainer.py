@@ -19,8 +19,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from benchmarks import poly_schedule
 from benchmarks.detectron2_engine import data
 from benchmarks.detectron2_engine.evaluators import METRICS, evaluator
-from benchmarks.detectron2_engine.models import build_model
-from benchmarks.weights import Backbone, load_backbone, prove_loaded
+from benchmarks.detectron2_engine.models import pretrained_model
+from benchmarks.weights import Backbone
 from common import distributed
 from common.checkpoint import latest_good, load_checkpoint, save_checkpoint
 from common.files import replacing
@@ -60,11 +60,7 @@ class Trainer(DefaultTrainer):
 
     def build_model(self, cfg: CfgNode) -> nn.Module:
         """The model, with every tensor of its backbone proven to be the pickle's."""
-        model = build_model(cfg)
-        if self.backbone:
-            load_backbone(model, self.backbone)
-            prove_loaded(model, self.backbone)
-        return model
+        return pretrained_model(cfg, self.backbone)
 
     def build_train_loader(self, cfg: CfgNode) -> Any:
         """Detectron2's loader, continuing the data order where the checkpoint left it."""

@@ -67,6 +67,27 @@ def run(
     Returns the metrics in percent, or None when asked to stop: then a checkpoint is written.
     Raises UserError for unreadable data and for a loss that is not finite.
     """
+    trial = build_run(config, backbone, seed, folder, device, stop)
+    first, last = _resume(trial), config.SOLVER.MAX_ITER
+    with Progress(folder, first, last, config.SOLVER.IMS_PER_BATCH) as progress:
+        log.info("%d training images, iterations %d to %d", len(trial.images), first, last)
+        if _train(trial, first, progress) < last:
+            return None
+        return _evaluate(trial, last, progress)
+
+
+def build_run(
+    config: Any,
+    backbone: Backbone | None,
+    seed: int,
+    folder: Path,
+    device: torch.device,
+    stop: StopRequest,
+) -> Run:
+    """The images, and the model on `device` with every tensor of its backbone proven.
+
+    Raises UserError for unreadable data, and for a backbone that is not the model's.
+    """
     images = [image for name in config.DATASETS.TRAIN for image in read_set(name)]
     torch.manual_seed(seed)
     model = build_model(config)
@@ -76,13 +97,7 @@ def run(
     if backbone:
         prove_loaded(model, backbone)
     optimizer = build_optimizer(config.SOLVER, model)
-    trial = Run(config, seed, folder, stop, images, model, optimizer)
-    first, last = _resume(trial), config.SOLVER.MAX_ITER
-    with Progress(folder, first, last, config.SOLVER.IMS_PER_BATCH) as progress:
-        log.info("%d training images, iterations %d to %d", len(images), first, last)
-        if _train(trial, first, progress) < last:
-            return None
-        return _evaluate(trial, last, progress)
+    return Run(config, seed, folder, stop, images, model, optimizer)
 
 
 def _train(trial: Run, first: int, progress: Progress) -> int:
@@ -97,7 +112,7 @@ def _train(trial: Run, first: int, progress: Progress) -> int:
         waited = time.perf_counter() - started
         rate = set_learning_rate(trial.optimizer, solver, schedule, iteration)
         torch.manual_seed(_stream(trial.seed, _TRAINING, iteration, distributed.rank()))
-        losses, stopping = _step(trial, model, batch, iteration)
+        losses, stopping = train_step(trial, model, batch, iteration)
         done = iteration + 1
         progress.after_step(done, losses, rate, waited)
 
@@ -110,7 +125,7 @@ def _train(trial: Run, first: int, progress: Progress) -> int:
     return solver.MAX_ITER
 
 
-def _step(
+def train_step(
     trial: Run, model: nn.Module, batch: list[Sample], iteration: int
 ) -> tuple[dict[str, torch.Tensor], bool]:
     """One update. Returns the losses, and whether some process was asked to stop.
