@@ -11,6 +11,8 @@ from common.config import option
 from common.errors import UserError, did_you_mean
 from common.resnet import STAGE_BLOCKS
 
+RUN_LENGTH = 256  # consecutive images that a windowed order reads together
+
 # What each choice may be, by its key; `check` refuses anything else.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "method": ("densecl", "moco", "resim", "simclr", "byol", "supervised"),
@@ -42,6 +44,7 @@ class Data:
     min_crop_area: float = option(0.2, "smallest crop, as a share of the image's area")
     augmentation: str = _choice("data.augmentation", "moco_v2", "whose recipe of views.py")
     colours: str = _choice("data.colours", "auto", "who changes them; auto: the device if a GPU")
+    window: int = option(0, "images mixed together, for slow storage; 0: all of them")
 
 
 @dataclass(frozen=True)
@@ -142,10 +145,18 @@ def check(config: PretrainConfig, world_size: int) -> None:
     for key in positive:
         if _value(config, key) <= 0:
             raise UserError(f"{key} = {_value(config, key)}: it must be greater than 0")
-    zero = ("model.grid", "model.bn_group", "loss.dense_from", "optim.warmup_epochs")
-    for key in (*zero, "optim.micro_batch"):
+    not_negative = (
+        *("data.window", "model.grid", "model.bn_group"),
+        *("loss.dense_from", "optim.warmup_epochs", "optim.micro_batch"),
+    )
+    for key in not_negative:
         if _value(config, key) < 0:
             raise UserError(f"{key} = {_value(config, key)}: it must be 0 or more")
+    if config.data.window % RUN_LENGTH:
+        raise UserError(
+            f"data.window = {config.data.window}: it must be a multiple of {RUN_LENGTH}, the "
+            "images that are read together"
+        )
     if not 0 <= config.loss.dense_weight <= 1:
         raise UserError(f"loss.dense_weight = {config.loss.dense_weight}: it is between 0 and 1")
     _check_views(config)

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from common import distributed
 from common.errors import UserError
 from common.shutdown import set_up_worker
 from pretrain.config import PretrainConfig
+from pretrain.order import Order
 from pretrain.views import Views, random_key
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
@@ -130,40 +130,6 @@ def read_tensor(path: Path) -> torch.Tensor:
         pass
     with Image.open(io.BytesIO(content)) as file:
         return torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)
-
-
-class Order:
-    """For each step from `first_step` on, the items (epoch, number) of this process.
-
-    An epoch is a permutation of all images, cut into batches; what does not fill a batch is left
-    out. Process r takes the r-th part of every batch, so the batch itself is the same however
-    many processes share it.
-    """
-
-    def __init__(self, images: int, config: PretrainConfig, first_step: int) -> None:
-        self.images, self.seed, self.first_step = images, config.seed, first_step
-        self.batch_size = config.optim.batch_size
-        self.steps_per_epoch = images // self.batch_size
-        self.total_steps = config.optim.epochs * self.steps_per_epoch
-        self.rank, self.world_size = distributed.rank(), distributed.world_size()
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        known_epoch, permutation = -1, torch.empty(0)
-        for step in range(self.first_step, self.total_steps):
-            epoch, batch = divmod(step, self.steps_per_epoch)
-            if epoch != known_epoch:
-                known_epoch, permutation = epoch, self.permutation(epoch)
-            local = self.batch_size // self.world_size
-            start = batch * self.batch_size + self.rank * local
-            yield [(epoch, number) for number in permutation[start : start + local].tolist()]
-
-    def __len__(self) -> int:
-        return self.total_steps - self.first_step
-
-    def permutation(self, epoch: int) -> torch.Tensor:
-        """(images,) int64: the order of one epoch."""
-        generator = torch.Generator().manual_seed(random_key(self.seed, "order", epoch))
-        return torch.randperm(self.images, generator=generator)
 
 
 def data_loader(

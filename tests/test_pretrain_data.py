@@ -13,13 +13,13 @@ from common import distributed
 from common.errors import UserError
 from pretrain.config import Data, Launch, Optim, PretrainConfig
 from pretrain.data import (
-    Order,
     PretrainImages,
     class_folders,
     data_loader,
     list_images,
     most_unreadable,
 )
+from pretrain.order import Order
 from pretrain.views import RECIPES, Colours, Recipe, Views, random_key
 
 
