@@ -53,7 +53,7 @@ class FPN(nn.Module):
                 merged = lateral(feature)
             else:
                 upsampled = F.interpolate(merged, scale_factor=2.0, mode="nearest")
-                merged = lateral(feature) + upsampled
+                merged = lateral(feature).add_(upsampled)
             pyramid[f"p{level}"] = output(merged)
         pyramid["p6"] = F.max_pool2d(pyramid["p5"], kernel_size=1, stride=2)
         return {name: pyramid[name] for name in LEVELS}
@@ -72,16 +72,13 @@ def pool(
     features: list[torch.Tensor], boxes: list[torch.Tensor], resolution: int, sampling_ratio: int
 ) -> torch.Tensor:
     """RoIAlign of B × boxes (P,4) on the POOLED_LEVELS, each (B,C,·,·): (N,C,resolution,²)."""
-    flat = torch.cat(boxes)
-    counts = torch.tensor([len(b) for b in boxes], device=flat.device)
-    image = torch.arange(len(boxes), dtype=flat.dtype, device=flat.device)
-    rois = torch.cat([image.repeat_interleave(counts)[:, None], flat], dim=1)
-    levels = assign_levels(flat)
-    pooled = features[0].new_zeros(len(flat), features[0].shape[1], resolution, resolution)
-    for index, (feature, stride) in enumerate(zip(features, STRIDES)):
-        chosen = torch.where(levels == index)[0]
-        part = roi_align(
-            feature, rois[chosen], resolution, 1.0 / stride, sampling_ratio, aligned=True
-        )
-        pooled.index_put_((chosen,), part)
-    return pooled
+    rois = torch.cat([F.pad(b, (1, 0), value=number) for number, b in enumerate(boxes)])
+    levels = assign_levels(rois[:, 1:])
+    # By level, each level's in the order given, in a single wait for the device.
+    order = levels.argsort(stable=True)
+    counts = (levels[:, None] == torch.arange(len(features), device=levels.device)).sum(0).tolist()
+    pooled = [
+        roi_align(feature, part, resolution, 1.0 / stride, sampling_ratio, aligned=True)
+        for feature, part, stride in zip(features, rois[order].split(counts), STRIDES)
+    ]
+    return torch.cat(pooled).index_select(0, order.argsort())

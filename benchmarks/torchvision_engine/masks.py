@@ -26,10 +26,10 @@ class MaskHead(nn.Sequential):
         for number in range(1, settings.NUM_CONV + 1):
             conv = ConvNorm(channels, width, 3, settings.NORM, padding=1)
             self.add_module(f"mask_fcn{number}", conv)
-            self.add_module(f"mask_fcn_relu{number}", nn.ReLU())
+            self.add_module(f"mask_fcn_relu{number}", nn.ReLU(inplace=True))
             channels = width
         self.deconv = nn.ConvTranspose2d(channels, width, 2, stride=2)
-        self.deconv_relu = nn.ReLU()
+        self.deconv_relu = nn.ReLU(inplace=True)
         self.predictor = nn.Conv2d(width, classes, 1)
         for layer in self:
             if isinstance(layer, ConvNorm | nn.ConvTranspose2d):
@@ -38,9 +38,9 @@ class MaskHead(nn.Sequential):
         nn.init.constant_(self.predictor.bias, 0)  # type: ignore[arg-type]
 
 
-def of_class(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Of logits (N,K,M,M) those of each mask's class: (N,M,M)."""
-    return logits[torch.arange(len(logits), device=logits.device), classes]
+def of_class(values: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Of values (N,K,...) those of each one's class (N,): (N,...)."""
+    return values[torch.arange(len(values), device=values.device), classes]
 
 
 def mask_loss(

@@ -11,7 +11,7 @@ from torchvision.ops import roi_align
 from benchmarks.torchvision_engine.boxes import Detections, MaskDetections, Target
 from benchmarks.torchvision_engine.layers import NORMS, build_stage
 from benchmarks.torchvision_engine.masks import MaskHead
-from benchmarks.torchvision_engine.roi_heads import BoxPredictor, ROIHeads
+from benchmarks.torchvision_engine.roi_heads import BoxPredictor, ROIHeads, objects_of
 from benchmarks.torchvision_engine.rpn import Size
 
 
@@ -45,7 +45,8 @@ class Res5Heads(ROIHeads):
             x = self.res5(self.pool(feature, [sample.boxes for sample in samples]))
             losses = self.losses(*self.predict(x), samples)
             if self.mask_head is not None:
-                logits = self.mask_head(x[torch.cat(self.objects(samples))])
+                parts = x.split([len(sample.boxes) for sample in samples])
+                logits = self.mask_head(objects_of(parts, samples))
                 losses["loss_mask"] = self.mask_loss(logits, samples, targets)
             return [], losses
         predictions = self.predict(self.res5(self.pool(feature, proposals)))

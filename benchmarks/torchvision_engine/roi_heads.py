@@ -4,6 +4,7 @@ As ROIHeads and FastRCNNOutputLayers of detectron2/modeling/roi_heads/. K classe
 background. The heads of C4 are in res5_heads.py, those on a pyramid in standard_heads.py.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,13 @@ class Sample(NamedTuple):
     classes: torch.Tensor  # (S,), K for background
     target_boxes: torch.Tensor  # (S,4), meaningless for background
     target_indices: torch.Tensor  # (S,) of the image's objects, meaningless for background
+    objects: int
+    """How many of the S, from the first on, hold an object: known without asking the device."""
+
+
+def objects_of(rows: Sequence[torch.Tensor], samples: list[Sample]) -> torch.Tensor:
+    """Of each image's rows (S,...) those whose sample holds an object, of all images: (N,...)."""
+    return torch.cat([row[: sample.objects] for row, sample in zip(rows, samples)])
 
 
 class BoxPredictor(nn.Module):
@@ -70,29 +78,31 @@ class ROIHeads(nn.Module):
             matched = match.clamp(min=0)
             classes = target.classes[matched]
             classes[match < 0] = background
-        chosen = torch.cat(
-            subsample(
-                classes,
-                self.settings.BATCH_SIZE_PER_IMAGE,
-                self.settings.POSITIVE_FRACTION,
-                background,
-            )
+        positive, negative = subsample(
+            classes,
+            self.settings.BATCH_SIZE_PER_IMAGE,
+            self.settings.POSITIVE_FRACTION,
+            background,
         )
+        chosen = torch.cat([positive, negative])
         boxes, matched = boxes[chosen], matched[chosen]
         wanted = target.boxes[matched] if len(target.boxes) else boxes
-        return Sample(boxes, classes[chosen], wanted, matched)
+        return Sample(boxes, classes[chosen], wanted, matched, len(positive))
 
     def losses(
         self, logits: torch.Tensor, deltas: torch.Tensor, samples: list[Sample]
     ) -> dict[str, torch.Tensor]:
         """Cross-entropy over the N samples, and the objects' box loss divided by N."""
         classes = torch.cat([sample.classes for sample in samples])
-        objects = torch.where(classes < self.settings.NUM_CLASSES)[0]
         wanted = self.coder.encode_single(
-            torch.cat([sample.target_boxes for sample in samples])[objects],
-            torch.cat([sample.boxes for sample in samples])[objects],
+            objects_of([sample.target_boxes for sample in samples], samples),
+            objects_of([sample.boxes for sample in samples], samples),
         )
-        predicted = deltas.view(len(deltas), -1, 4)[objects, classes[objects]]
+        parts = deltas.view(len(deltas), -1, 4).split([len(sample.boxes) for sample in samples])
+        predicted = of_class(
+            objects_of(parts, samples),
+            objects_of([sample.classes for sample in samples], samples),
+        )
         beta = self.box_settings.SMOOTH_L1_BETA
         location = smooth_l1_loss(predicted, wanted, beta, reduction="sum")
         return {
@@ -125,23 +135,20 @@ class ROIHeads(nn.Module):
         keep = keep[: self.detections_per_image]
         return Detections(boxes[keep], scores[keep], classes[keep])
 
-    def objects(self, samples: list[Sample]) -> list[torch.Tensor]:
-        """Which of each image's samples (S,) hold an object."""
-        return [sample.classes < self.settings.NUM_CLASSES for sample in samples]
-
     def mask_loss(
         self, logits: torch.Tensor, samples: list[Sample], targets: list[Target]
     ) -> torch.Tensor:
         """The loss of mask logits (N,K,M,M) of the N samples that hold an object."""
-        wanted, classes = [], []
-        for sample, chosen, target in zip(samples, self.objects(samples), targets):
+        wanted = []
+        for sample, target in zip(samples, targets):
             if target.polygons is None:
                 raise UserError("MODEL.MASK_ON is True, but the training set has no masks")
-            boxes, indices = sample.boxes[chosen], sample.target_indices[chosen]
-            for box, index in zip(boxes.cpu().numpy(), indices.tolist()):
+            boxes = sample.boxes[: sample.objects].cpu().numpy()
+            indices = sample.target_indices[: sample.objects].tolist()
+            for box, index in zip(boxes, indices):
                 wanted.append(rasterize(target.polygons[index], box, logits.shape[-1]))
-            classes.append(sample.classes[chosen])
-        return mask_loss(logits, torch.cat(classes), wanted)
+        classes = objects_of([sample.classes for sample in samples], samples)
+        return mask_loss(logits, classes, wanted)
 
     def with_masks(self, found: list[Detections], logits: torch.Tensor) -> list[MaskDetections]:
         """Each detection's mask within its refined box, as probabilities."""

@@ -38,7 +38,7 @@ class RPNHead(nn.Module):
         """L × (B,C,H,W) → L × logits (B,H·W·A) and L × deltas (B,H·W·A,4)."""
         logits, deltas = [], []
         for feature in features:
-            x = F.relu(self.conv(feature))
+            x = F.relu_(self.conv(feature))
             logits.append(self.objectness_logits(x).permute(0, 2, 3, 1).flatten(1))
             delta = self.anchor_deltas(x)
             batch, _, height, width = delta.shape
@@ -106,8 +106,7 @@ class RPN(nn.Module):
         if targets is not None:
             losses = self.losses(torch.cat(anchors), torch.cat(logits, 1), deltas, targets)
         with torch.no_grad():
-            boxes = [self.decode(a, d) for a, d in zip(anchors, deltas)]
-            return self.best_boxes(boxes, logits, sizes), losses
+            return self.best_boxes(anchors, logits, deltas, sizes), losses
 
     def anchors(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
         """Each level's anchors (H·W·A,4), the same for every image."""
@@ -118,45 +117,51 @@ class RPN(nn.Module):
             anchors.append(grid_anchors(cell, size, stride, self.offset))
         return anchors
 
-    def decode(self, anchors: torch.Tensor, deltas: torch.Tensor) -> torch.Tensor:
-        """Anchors (N,4) moved by deltas (B,N,4) → boxes (B,N,4)."""
-        repeated = anchors.expand(len(deltas), -1, -1).reshape(-1, 4)
-        return self.coder.decode_single(deltas.reshape(-1, 4), repeated).view_as(deltas)
-
     def best_boxes(
-        self, boxes: list[torch.Tensor], logits: list[torch.Tensor], sizes: list[Size]
+        self,
+        anchors: list[torch.Tensor],
+        logits: list[torch.Tensor],
+        deltas: list[torch.Tensor],
+        sizes: list[Size],
     ) -> list[torch.Tensor]:
         """Top boxes by logit per level, clipped, without empty or overlapping ones.
 
-        As detectron2/modeling/proposal_generator/proposal_utils.py.
+        As detectron2/modeling/proposal_generator/proposal_utils.py, but that only the top anchors
+        are decoded: of L × anchors (·,4), by deltas L × (B,·,4).
         """
         mode = "TRAIN" if self.training else "TEST"
-        before, after = (self.settings[f"{name}_NMS_TOPK_{mode}"] for name in ("PRE", "POST"))
+        before = self.settings[f"PRE_NMS_TOPK_{mode}"]
         top_boxes, top_logits, levels = [], [], []
-        for level, (level_boxes, level_logits) in enumerate(zip(boxes, logits)):
+        for level, (level_anchors, level_logits, moves) in enumerate(zip(anchors, logits, deltas)):
             values, indices = level_logits.topk(min(level_logits.shape[1], before), dim=1)
+            chosen = moves.gather(1, indices[..., None].expand(-1, -1, 4)).view(-1, 4)
+            decoded = self.coder.decode_single(chosen, level_anchors[indices.view(-1)])
+            top_boxes.append(decoded.view(*indices.shape, 4))
             top_logits.append(values)
-            top_boxes.append(level_boxes.gather(1, indices[..., None].expand(-1, -1, 4)))
             levels.append(torch.full_like(indices[0], level))
-        proposals = []
-        for image_boxes, image_logits, size in zip(
-            torch.cat(top_boxes, 1), torch.cat(top_logits, 1), sizes
-        ):
-            image = self._valid(image_boxes, image_logits, torch.cat(levels), size)
-            keep = batched_nms(*image, self.settings.NMS_THRESH)[:after]
-            proposals.append(image[0][keep])
-        return proposals
-
-    def _valid(
-        self, boxes: torch.Tensor, logits: torch.Tensor, levels: torch.Tensor, size: Size
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of one image's boxes: the finite ones, clipped to the image, larger than MIN_SIZE."""
-        finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(logits)
+        boxes, scores = torch.cat(top_boxes, 1), torch.cat(top_logits, 1)
+        finite = torch.isfinite(boxes).all(dim=2) & torch.isfinite(scores)
         if self.training and not finite.all():
             raise FloatingPointError("predicted boxes or scores are not finite")
-        boxes = clip_boxes_to_image(boxes[finite], size)
+        images = zip(boxes, scores, finite, sizes)
+        return [self._suppressed(*image, torch.cat(levels)) for image in images]
+
+    def _suppressed(
+        self,
+        boxes: torch.Tensor,
+        scores: torch.Tensor,
+        finite: torch.Tensor,
+        size: Size,
+        levels: torch.Tensor,
+    ) -> torch.Tensor:
+        """Of one image's boxes those that are finite and larger than MIN_SIZE, after NMS."""
+        after = self.settings[f"POST_NMS_TOPK_{'TRAIN' if self.training else 'TEST'}"]
+        boxes = clip_boxes_to_image(boxes, size)
         large = ((boxes[:, 2:] - boxes[:, :2]) > self.min_size).all(dim=1)
-        return boxes[large], logits[finite][large], levels[finite][large]
+        valid = torch.where(finite & large)[0]
+        boxes = boxes[valid]
+        keep = batched_nms(boxes, scores[valid], levels[valid], self.settings.NMS_THRESH)
+        return boxes[keep[:after]]
 
     @torch.no_grad()
     def label_anchors(
@@ -194,8 +199,9 @@ class RPN(nn.Module):
         Both are sums over the sampled anchors divided by BATCH_SIZE_PER_IMAGE · B.
         """
         labels, matched = self.label_anchors(anchors, targets)
-        positive, used = labels == 1, labels >= 0
-        wanted = self.coder.encode_single(matched[positive], anchors.expand_as(matched)[positive])
+        # Where, once: each use of a mask as an index would wait for the device anew.
+        positive, used = torch.where(labels == 1), torch.where(labels >= 0)
+        wanted = self.coder.encode_single(matched[positive], anchors[positive[1]])
         normaliser = self.settings.BATCH_SIZE_PER_IMAGE * len(targets)
         objectness = F.binary_cross_entropy_with_logits(
             logits[used], labels[used].to(torch.float32), reduction="sum"

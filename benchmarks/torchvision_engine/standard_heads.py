@@ -25,13 +25,13 @@ class BoxHead(nn.Sequential):
         for number in range(1, settings.NUM_CONV + 1):
             conv = ConvNorm(channels, settings.CONV_DIM, 3, settings.NORM, padding=1)
             self.add_module(f"conv{number}", conv)
-            self.add_module(f"conv_relu{number}", nn.ReLU())
+            self.add_module(f"conv_relu{number}", nn.ReLU(inplace=True))
             channels = settings.CONV_DIM
         self.add_module("flatten", nn.Flatten())
         channels *= settings.POOLER_RESOLUTION**2
         for number in range(1, settings.NUM_FC + 1):
             self.add_module(f"fc{number}", nn.Linear(channels, settings.FC_DIM))
-            self.add_module(f"fc_relu{number}", nn.ReLU())
+            self.add_module(f"fc_relu{number}", nn.ReLU(inplace=True))
             channels = settings.FC_DIM
         self.out_channels = channels
         for layer in self:
@@ -66,8 +66,7 @@ class StandardHeads(ROIHeads):
             predictions = self.predict(features, [sample.boxes for sample in samples])
             losses = self.losses(*predictions, samples)
             if self.mask_head is not None:
-                objects = zip(samples, self.objects(samples))
-                boxes = [sample.boxes[chosen] for sample, chosen in objects]
+                boxes = [sample.boxes[: sample.objects] for sample in samples]
                 logits = self.mask_head(self.pool(features, boxes, self.mask_settings))
                 losses["loss_mask"] = self.mask_loss(logits, samples, targets)
             return [], losses

@@ -130,20 +130,21 @@ def train_step(
 ) -> tuple[dict[str, torch.Tensor], bool]:
     """One update. Returns the losses, and whether some process was asked to stop.
 
-    Raises UserError in every process, before the update, when a loss is not finite in one.
+    Raises UserError in every process, before the update, when a loss is not finite in one. The
+    one wait for the device comes after the backward pass is handed to it, which so begins at once.
     """
     try:
         losses = model(batch)
     except FloatingPointError as error:
         raise _diverged(iteration, str(error)) from None
     total = sum(losses.values())
-    flags = torch.stack([total.detach(), total.new_tensor(float(bool(trial.stop)))])
+    trial.optimizer.zero_grad()
+    total.backward()
+    flags = torch.stack([total.detach(), total.new_full((), float(bool(trial.stop)))])
     sum_of_losses, stopping = distributed.sum_over_processes(flags).tolist()
     if not np.isfinite(sum_of_losses):
         values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
         raise _diverged(iteration, values)
-    trial.optimizer.zero_grad()
-    total.backward()
     trial.optimizer.step()
     return losses, stopping > 0
 
