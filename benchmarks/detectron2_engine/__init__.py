@@ -71,7 +71,7 @@ def run(
 
 
 def detectron2_config(config: Any, seed: int, folder: Path) -> CfgNode:
-    """Detectron2's defaults, changed as `config` says."""
+    """Detectron2's defaults, changed as `config` says. Raises UserError for AMP on a CPU."""
     resolved = get_cfg()
     # load_config has refused unknown keys; those that remain and that Detectron2 does not have
     # are read by this project's own parts.
@@ -79,5 +79,7 @@ def detectron2_config(config: Any, seed: int, folder: Path) -> CfgNode:
     resolved.merge_from_other_cfg(config)
     resolved.SEED = seed  # the default, -1, would give all trials one data order
     resolved.OUTPUT_DIR = str(folder)
+    if resolved.SOLVER.AMP.ENABLED and resolved.MODEL.DEVICE == "cpu":
+        raise UserError("SOLVER.AMP.ENABLED: Detectron2 needs a GPU for it: --engine torchvision")
     resolved.freeze()
     return resolved

@@ -42,7 +42,8 @@ class FrozenBatchNorm(nn.Module):
             )
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
-        return x * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)
+        scale, shift = (v.to(x.dtype).reshape(1, -1, 1, 1) for v in (scale, shift))
+        return x * scale + shift
 
 
 NORMS: dict[str, type[nn.Module]] = {

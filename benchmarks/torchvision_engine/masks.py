@@ -49,8 +49,8 @@ def mask_loss(
     """Mean cross-entropy of logits (N,K,M,M), for objects of `classes` (N,), to N × (M,M) bool."""
     if not targets:
         return logits.sum() * 0
-    wanted = torch.stack(targets).to(logits)
-    return F.binary_cross_entropy_with_logits(of_class(logits, classes), wanted)
+    chosen = of_class(logits, classes).float()
+    return F.binary_cross_entropy_with_logits(chosen, torch.stack(targets).to(chosen))
 
 
 def rasterize(polygons: Polygons, box: np.ndarray, size: int) -> torch.Tensor:

@@ -37,7 +37,7 @@ def objects_of(rows: Sequence[torch.Tensor], samples: list[Sample]) -> torch.Ten
 
 
 class BoxPredictor(nn.Module):
-    """Pooled features (N,C) → class logits (N,K+1) and box deltas (N,4K)."""
+    """Pooled features (N,C) → class logits (N,K+1) and box deltas (N,4K), in float32."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class BoxPredictor(nn.Module):
             nn.init.constant_(layer.bias, 0)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.cls_score(x), self.bbox_pred(x)
+        return self.cls_score(x).float(), self.bbox_pred(x).float()
 
 
 class ROIHeads(nn.Module):

@@ -35,12 +35,12 @@ class RPNHead(nn.Module):
     def forward(
         self, features: list[torch.Tensor]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """L × (B,C,H,W) → L × logits (B,H·W·A) and L × deltas (B,H·W·A,4)."""
+        """L × (B,C,H,W) → L × logits (B,H·W·A) and L × deltas (B,H·W·A,4), in float32."""
         logits, deltas = [], []
         for feature in features:
             x = F.relu_(self.conv(feature))
-            logits.append(self.objectness_logits(x).permute(0, 2, 3, 1).flatten(1))
-            delta = self.anchor_deltas(x)
+            logits.append(self.objectness_logits(x).float().permute(0, 2, 3, 1).flatten(1))
+            delta = self.anchor_deltas(x).float()
             batch, _, height, width = delta.shape
             delta = delta.view(batch, -1, 4, height, width).permute(0, 3, 4, 1, 2)
             deltas.append(delta.flatten(1, -2))

@@ -111,7 +111,7 @@ class SemanticSegmentor(ImageModel):
     def loss(self, scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of scores (B,K,h,w), scaled to the target's size (B,H,W), as a mean."""
         height, width = target.shape[1:]
-        scaled = resize(scores, (height, width), self.head.ALIGN_CORNERS)
+        scaled = resize(scores.float(), (height, width), self.head.ALIGN_CORNERS)
         # "none": the mean below is over all pixels, and the ignored ones contribute 0.
         reduction = "none" if self.head.MEAN_OVER_IGNORED else "mean"
         ignored = self.head.IGNORE_VALUE

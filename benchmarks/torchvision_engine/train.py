@@ -94,6 +94,8 @@ def build_run(
     if backbone:
         load_backbone(model, backbone)
     model.to(device).train()
+    if config.SOLVER.AMP.ENABLED:  # the order in which half precision is fast
+        model.to(memory_format=torch.channels_last)
     if backbone:
         prove_loaded(model, backbone)
     optimizer = build_optimizer(config.SOLVER, model)
@@ -133,8 +135,10 @@ def train_step(
     Raises UserError in every process, before the update, when a loss is not finite in one. The
     one wait for the device comes after the backward pass is handed to it, which so begins at once.
     """
+    solver, device = trial.config.SOLVER, trial.config.MODEL.DEVICE
     try:
-        losses = model(batch)
+        with torch.autocast(device, torch.bfloat16, enabled=solver.AMP.ENABLED):
+            losses = model(batch)
     except FloatingPointError as error:
         raise _diverged(iteration, str(error)) from None
     total = sum(losses.values())
