@@ -12,13 +12,11 @@ Where Detectron2 is not importable, the torchvision engine alone is timed.
 import argparse
 import importlib
 import time
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +30,7 @@ from common.benchmarks import benchmark_files
 from common.environment import describe_environment
 from common.errors import UserError, run_command
 from common.files import write_json
+from common.spread import middle_half
 
 _WARM_UP = 3  # steps of each engine that are not counted
 _BATCHES = 8  # at most, used again and again
@@ -110,30 +109,25 @@ def loader_speed(engine: ModuleType, config: Any, iterations: int) -> float:
     return samples / (time.perf_counter() - started)
 
 
-def quartiles(values: Sequence[float]) -> dict[str, float]:
-    """The median, and the ends of the middle half."""
-    low, median, high = np.percentile(values, [25, 50, 75]).tolist()
-    return {"median": median, "low": low, "high": high}
-
-
 def summary(seconds: dict[str, list[float]], speeds: dict[str, float]) -> dict[str, Any]:
     """What is shown and written: each engine's step and loader, and the ratio of their speeds.
 
     `seconds` of each engine's steps; `speeds`, the samples per second of each one's loader. The
     ratio is the torchvision engine's iterations per second over Detectron2's, round by round.
     """
+    steps = {name: middle_half(values) for name, values in seconds.items()}
     engines = {
         name: {
-            "seconds_per_step": quartiles(values),
-            "iterations_per_second": 1 / quartiles(values)["median"],
+            "seconds_per_step": step,
+            "iterations_per_second": 1 / step["median"],
             "loader_samples_per_second": speeds[name],
         }
-        for name, values in seconds.items()
+        for name, step in steps.items()
     }
     if "detectron2" not in seconds:
         return {"engines": engines}
     pairs = zip(seconds["detectron2"], seconds["torchvision"])
-    return {"engines": engines, "ratio": quartiles([theirs / ours for theirs, ours in pairs])}
+    return {"engines": engines, "ratio": middle_half([theirs / ours for theirs, ours in pairs])}
 
 
 def show(found: dict[str, Any]) -> None:

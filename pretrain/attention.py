@@ -5,16 +5,11 @@ mean weighted by their softmax. That is attention with the queue as keys and val
 kernel computes both in one pass; adding up chunk by chunk does too, on any device.
 """
 
-import logging
 import math
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-
-log = logging.getLogger(__name__)
 
 
 class Seen(NamedTuple):
@@ -28,7 +23,6 @@ Attention = Callable[[torch.Tensor, torch.Tensor, float], Seen]
 
 # Keys looked at together: 392 rows of 512 logits stay in a core's cache; a GPU wants longer work.
 CHUNK = {"cpu": 512, "cuda": 4096}
-_TOLERANCE = 2e-3  # of half precision; float32 kernels agree to 1e-6
 
 
 def by_chunks(queries: torch.Tensor, keys: torch.Tensor, scale: float) -> Seen:
@@ -55,7 +49,7 @@ def by_flash(queries: torch.Tensor, keys: torch.Tensor, scale: float) -> Seen:
     """The same from PyTorch's flash attention, which gives the log-sum beside its output.
 
     In half precision on a GPU, float32 on a CPU. The operators are not PyTorch's public ones:
-    `choose_attention` sees whether they are there and agree.
+    `pretrain.precision` sees whether they are there and agree.
     """
     half = keys.is_cuda
     # The queue in parts, as heads of their own, so that few queries still fill a GPU.
@@ -75,47 +69,3 @@ def by_flash(queries: torch.Tensor, keys: torch.Tensor, scale: float) -> Seen:
 
 
 ATTENTIONS: dict[str, Attention] = {"chunks": by_chunks, "flash": by_flash}
-
-
-def choose_attention(
-    device: torch.device, half: bool, rows: int, keys: int, width: int
-) -> tuple[str, str]:
-    """'flash' on a GPU where it is there, agrees with 'chunks' and is faster; and why.
-
-    half: whether the run computes in half precision anyway, as flash does on a GPU.
-    """
-    if device.type == "cpu":
-        return "chunks", "on a CPU both take what their matrix products take"
-    if not half:
-        return "chunks", "float32 was asked for, and a GPU's flash attention has none"
-    return compare(device, rows, keys, width)
-
-
-@torch.no_grad()
-def compare(device: torch.device, rows: int, keys: int, width: int) -> tuple[str, str]:
-    """The faster of the two at this size, if they agree; and why."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((rows, width), (keys, width))
-    given = [F.normalize(torch.randn(s, generator=generator)).to(device) for s in shapes]
-    try:
-        found = {name: attend(given[0], given[1], 5.0) for name, attend in ATTENTIONS.items()}
-    except (RuntimeError, AttributeError, TypeError) as error:
-        return "chunks", f"flash attention does not work here: {str(error).splitlines()[0]}"
-    apart = max((a - b).abs().max().item() for a, b in zip(found["chunks"], found["flash"]))
-    if not apart < _TOLERANCE:
-        return "chunks", f"flash attention differs from chunks by {apart:.1g}"
-    seconds = {name: _seconds(attend, given, device) for name, attend in ATTENTIONS.items()}
-    times = ", ".join(f"{name} {1000 * value:.2f} ms" for name, value in seconds.items())
-    return min(seconds, key=seconds.__getitem__), f"{times}; they differ by {apart:.1g}"
-
-
-def _seconds(attend: Attention, given: list[torch.Tensor], device: torch.device) -> float:
-    """Shortest of three."""
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        attend(given[0], given[1], 5.0)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times)

@@ -25,6 +25,7 @@ from rich.table import Table
 from common.environment import describe_environment
 from common.errors import run_command
 from common.files import write_json
+from common.spread import middle_half
 from pretrain.config import Data, PretrainConfig
 from pretrain.data import PretrainImages, list_images
 from pretrain.loss import info_nce
@@ -101,8 +102,8 @@ def measure(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[s
     first = statistics.median(next(iter(times.values())))
     results = {}
     for name, values in times.items():
-        low, middle, high = np.percentile(values, [25, 50, 75]).tolist()
-        results[name] = {"median": middle, "low": low, "high": high, "ratio": first / middle}
+        spread = middle_half(values)
+        results[name] = {**spread, "ratio": first / spread["median"]}
     return results
 
 

@@ -4,19 +4,23 @@ import copy
 import json
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from common import distributed
 from common.files import write_json
-from pretrain.attention import ATTENTIONS, choose_attention
+from pretrain.attention import ATTENTIONS
 from pretrain.config import QUEUE_METHODS
 from pretrain.run import Run
 
 log = logging.getLogger(__name__)
 
 PROBE_IMAGES = 8
+_TOLERANCE = 2e-3  # of half precision; float32 kernels agree to 1e-6
 
 
 def choose(run: Run) -> None:
@@ -68,21 +72,67 @@ def _probe(trunk: nn.Module, image_size: int, device: torch.device) -> tuple[str
         return "fp32", "the GPU has no bfloat16 matrix units"
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return "fp32", "the CPU has no bfloat16 instructions"
-    seconds = {name: _seconds(trunk, image_size, name == "bf16") for name in ("fp32", "bf16")}
+    seconds = {name: _step_seconds(trunk, image_size, name == "bf16") for name in ("fp32", "bf16")}
     why = f"a step of {PROBE_IMAGES} images took {seconds['fp32']:.3f} s in fp32"
     return min(seconds, key=seconds.__getitem__), f"{why}, {seconds['bf16']:.3f} s in bf16"
 
 
-def _seconds(trunk: nn.Module, image_size: int, bf16: bool) -> float:
-    """Shortest of three forward and backward passes of the trunk, on a copy."""
+def _step_seconds(trunk: nn.Module, image_size: int, bf16: bool) -> float:
+    """Of a forward and backward pass of the trunk, on a copy on the CPU."""
     trunk = copy.deepcopy(trunk)
     images = torch.zeros(PROBE_IMAGES, 3, image_size, image_size)
     images = images.contiguous(memory_format=torch.channels_last)
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
+
+    def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             feature = trunk(images)
         feature.sum().backward()
+
+    return _shortest(step, torch.device("cpu"))
+
+
+def choose_attention(
+    device: torch.device, half: bool, rows: int, keys: int, width: int
+) -> tuple[str, str]:
+    """'flash' on a GPU where it is there, agrees with 'chunks' and is faster; and why.
+
+    half: whether the run computes in half precision anyway, as flash does on a GPU.
+    """
+    if device.type == "cpu":
+        return "chunks", "on a CPU both take what their matrix products take"
+    if not half:
+        return "chunks", "float32 was asked for, and a GPU's flash attention has none"
+    return compare(device, rows, keys, width)
+
+
+@torch.no_grad()
+def compare(device: torch.device, rows: int, keys: int, width: int) -> tuple[str, str]:
+    """The faster of the two at this size, if they agree; and why."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((rows, width), (keys, width))
+    given = [F.normalize(torch.randn(s, generator=generator)).to(device) for s in shapes]
+    try:
+        found = {name: attend(given[0], given[1], 5.0) for name, attend in ATTENTIONS.items()}
+    except (RuntimeError, AttributeError, TypeError) as error:
+        return "chunks", f"flash attention does not work here: {str(error).splitlines()[0]}"
+    apart = max((a - b).abs().max().item() for a, b in zip(found["chunks"], found["flash"]))
+    if not apart < _TOLERANCE:
+        return "chunks", f"flash attention differs from chunks by {apart:.1g}"
+    seconds = {
+        name: _shortest(partial(attend, given[0], given[1], 5.0), device)
+        for name, attend in ATTENTIONS.items()
+    }
+    times = ", ".join(f"{name} {1000 * value:.2f} ms" for name, value in seconds.items())
+    return min(seconds, key=seconds.__getitem__), f"{times}; they differ by {apart:.1g}"
+
+
+def _shortest(action: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the shortest of three."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        action()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
     return min(times)

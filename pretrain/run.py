@@ -84,6 +84,11 @@ class Run:
         """Whether numbers are due after so many steps."""
         return step % self.config.launch.log_every == 0 or step == self.total_steps
 
+    def autocast(self) -> torch.autocast:
+        """The precision that the networks compute in."""
+        bf16 = self.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+
     def without_exchange(self) -> AbstractContextManager[None]:
         """Gradients stay this process's own until a backward pass outside of this."""
         encoder = self.query_encoder

@@ -58,7 +58,7 @@ def train_step(run: Run, batch: Batch, stop: StopRequest) -> tuple[Losses, Notic
         group["lr"] = lr
     inputs = on_device(run, batch)
     run.optimizer.zero_grad()
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+    with run.autocast():
         targets = run.model.targets(inputs)
     losses = backward(run, inputs, targets)
     run.model.remember(targets)
@@ -98,7 +98,7 @@ def backward(run: Run, inputs: Inputs, targets: Any) -> Losses:
         of_rows = type(targets)(*(target[rows] for target in targets))
         last = start == starts[-1]
         with nullcontext() if last else run.without_exchange():
-            with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+            with run.autocast():
                 part = run.model.losses(run.query_encoder, inputs.part(rows), of_rows)
             (part.total / len(starts)).backward()
         parts.append(part)

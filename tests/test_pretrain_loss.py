@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain.attention import ATTENTIONS, CHUNK, by_chunks, by_flash, choose_attention, compare
+from pretrain.attention import ATTENTIONS, CHUNK, by_chunks, by_flash
 from pretrain.loss import info_nce, mean_cosine, nt_xent, top1
 from pretrain.matching import match_by_similarity, match_entropy
+from pretrain.precision import choose_attention, compare
 
 
 def naive_info_nce(query, positive, negatives, temperature):
@@ -38,10 +39,20 @@ def relative_error(ours, reference):
     return ((ours - reference).norm() / reference.norm()).item()
 
 
+_CHUNK = CHUNK["cpu"]
 SHAPES = [
     (rows, width, length)
     for rows, width in [(1, 8), (7, 128), (98, 16)]
-    for length in [1, 3, 997, CHUNK["cpu"] - 1, CHUNK["cpu"], 2 * CHUNK["cpu"] + 17, 4096]
+    for length in [
+        1,
+        3,
+        997,
+        CHUNK["cpu"] - 1,
+        CHUNK["cpu"],
+        CHUNK["cpu"] + 1,
+        2 * CHUNK["cpu"] + 17,
+        4096,
+    ]
 ]
 
 
@@ -89,6 +100,12 @@ def test_top1_counts_rows_whose_positive_is_best():
     wins = [max(q @ n for n in negatives) < q @ k for q, k in zip(query, positive)]
     assert 0 < sum(wins) < 50
     assert top1(query, positive, negatives).item() == pytest.approx(sum(wins) / 50)
+
+
+def test_gradient_for_a_key_is_refused():
+    query, positive, negatives = unit_rows(2, 4, 0), unit_rows(2, 4, 1), unit_rows(2, 4, 2)
+    with pytest.raises(ValueError, match="constants"):
+        info_nce(query, positive.requires_grad_(), negatives, 0.2)
 
 
 def test_the_attention_chosen_is_there_and_agrees():

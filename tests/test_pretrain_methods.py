@@ -11,10 +11,15 @@ import torch
 import torch.nn.functional as F
 from converter_sources import run_converter
 from processes import run
-from test_pretrain_model import make_batch, normalise_in_float64, restore_normalise
+from test_pretrain_model import (
+    make_batch,
+    make_run,
+    normalise_in_float64,
+    restore_normalise,
+    write_step,
+)
 from torch import nn
 
-import pretrain.inputs
 from common import distributed
 from common.backbone_file import load_backbone_file
 from common.checkpoint import latest_good
@@ -25,16 +30,13 @@ from pretrain.group_bn import shuffling
 from pretrain.lars import LARS
 from pretrain.matching import centres, distances, match_by_place, match_randomly
 from pretrain.methods.resim import LEVELS, mapped, windows
-from pretrain.run import build_run, save
+from pretrain.run import save
 from pretrain.train import learning_rate, train_step
-from pretrain.views import normalise
 
-pytestmark = pytest.mark.usefixtures("restore_normalise")
 __all__ = ["restore_normalise"]
 
 AUGMENTATIONS = {"simclr": "simclr", "byol": "byol", "supervised": "supervised"}
 METHODS = ("densecl", "moco", "resim", "simclr", "byol", "supervised")
-FILES = [f"{name}/{number}.jpg" for name in "abc" for number in range(22)]
 CURVES = Path(__file__).parent / "golden" / "pretrain_curves.json"
 
 
@@ -47,15 +49,6 @@ def make_config(method, batch_size=8, loss=None, **model):
         loss=loss or Loss(),
         optim=Optim(epochs=2, batch_size=batch_size, lr=0.1),
     )
-
-
-def make_run(config, dtype=torch.float64):
-    """In float32 a fresh ResNet with four images per group amplifies rounding by 10^5."""
-    pretrain.inputs.normalise = normalise_in_float64 if dtype == torch.float64 else normalise
-    torch.set_default_dtype(dtype)
-    training = build_run(config, Path("unused"), torch.device("cpu"), FILES)
-    torch.set_default_dtype(torch.float32)
-    return training
 
 
 def make_views(count, size=64, seed=0):
@@ -378,11 +371,7 @@ def step_of_this_process(method, output):
         mine(whole.labels),
         [],
     )
-    losses = train_step(training, batch, stop=False)[0]
-    total = distributed.sum_over_processes(losses.total.detach()) / distributed.world_size()
-    gradients = {n: p.grad for n, p in training.model.query.named_parameters()}
-    if distributed.is_main():
-        torch.save({"loss": total.double(), "gradients": gradients}, output)
+    write_step(training, batch, output)
     distributed.stop()
 
 

@@ -1,5 +1,7 @@
 """All datasets by the names that configurations use."""
 
+from collections.abc import Iterable
+
 from benchmarks.datasets.cityscapes import CITYSCAPES_SETS, CityscapesSet
 from benchmarks.datasets.coco import COCO_SETS, CocoSet
 from benchmarks.datasets.records import LabelledImage
@@ -27,6 +29,11 @@ def find_set(name: str) -> Dataset:
     dataset = DATASETS[name]
     dataset.check()
     return dataset
+
+
+def read_sets(names: Iterable[str]) -> list[LabelledImage]:
+    """Every image of each dataset, one dataset after another. Raises UserError as `read_set`."""
+    return [image for name in names for image in read_set(name)]
 
 
 def read_set(name: str) -> list[LabelledImage]:

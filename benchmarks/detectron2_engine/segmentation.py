@@ -20,7 +20,7 @@ from fvcore.nn import weight_init
 from torch import nn
 
 from benchmarks import segmentation_data
-from benchmarks.datasets.catalog import read_set
+from benchmarks.datasets.catalog import read_sets
 from benchmarks.datasets.records import LabelledImage
 from benchmarks.datasets.segmentation import SegmentationSet
 from benchmarks.evaluation.mean_iou import image_confusion, segmentation_metrics
@@ -148,7 +148,7 @@ class SlidingSegmentor(SemanticSegmentor):
 
 def training_images(cfg: CfgNode) -> list[LabelledImage]:
     """The images of all training sets, for Detectron2's loader."""
-    return [image for name in cfg.DATASETS.TRAIN for image in read_set(name)]
+    return read_sets(cfg.DATASETS.TRAIN)
 
 
 class SegmentationMapper:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.datasets.catalog import read_set
+from benchmarks.datasets.catalog import read_sets
 from benchmarks.torchvision_engine.loader import Sample, training_batches
 from benchmarks.torchvision_engine.solver import build_schedule, set_learning_rate
 from benchmarks.torchvision_engine.train import build_run, train_step
@@ -33,5 +33,4 @@ def training_step(
 
 def loaded_batches(config: Any) -> Iterator[list[Sample]]:
     """The training batches of this engine's loader, without end."""
-    images = [image for name in config.DATASETS.TRAIN for image in read_set(name)]
-    return training_batches(images, config, 0, 0)
+    return training_batches(read_sets(config.DATASETS.TRAIN), config, 0, 0)

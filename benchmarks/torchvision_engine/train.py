@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.datasets.catalog import read_set
+from benchmarks.datasets.catalog import read_sets
 from benchmarks.datasets.records import LabelledImage
 from benchmarks.torchvision_engine.evaluate import evaluate
 from benchmarks.torchvision_engine.loader import Sample, training_batches
@@ -88,7 +88,7 @@ def build_run(
 
     Raises UserError for unreadable data, and for a backbone that is not the model's.
     """
-    images = [image for name in config.DATASETS.TRAIN for image in read_set(name)]
+    images = read_sets(config.DATASETS.TRAIN)
     torch.manual_seed(seed)
     model = build_model(config)
     if backbone:

@@ -18,11 +18,13 @@ from pretrain.loss import Losses, mean_cosine
 from pretrain.method import Method, Network
 
 
-class Projections(NamedTuple):
-    """Of each view, (B,D) of unit length."""
+class Compared(NamedTuple):
+    """Both views (B,3,H,W) as images, and their projections (B,D) of unit length."""
 
-    first: torch.Tensor
-    second: torch.Tensor
+    view: torch.Tensor
+    other_view: torch.Tensor
+    projection: torch.Tensor
+    other_projection: torch.Tensor
 
 
 class Target(Network):
@@ -62,21 +64,23 @@ class BYOL(Method):
         self.key.load_state_dict(self.query.state_dict(), strict=False)  # all but the predictor
 
     @torch.no_grad()
-    def targets(self, inputs: Inputs) -> Projections:
-        """By the copy that has just followed the online network."""
+    def targets(self, inputs: Inputs) -> Compared:
+        """Projections by the copy that has just followed the online network."""
         self.update_target(inputs.step)
-        return Projections(*(unit_length(self.key(inputs.images(view))) for view in (0, 1)))
+        views = [inputs.images(view) for view in (0, 1)]
+        return Compared(*views, *(unit_length(self.key(view)) for view in views))
 
     def losses(self, query_encoder: nn.Module, inputs: Inputs, targets: Any) -> Losses:
         """2 - 2·cos of each view's prediction and the other's projection, both added."""
-        predictions = query_encoder([inputs.images(view) for view in (0, 1)])
+        predictions = query_encoder([targets.view, targets.other_view])
+        projections = targets.other_projection, targets.projection
         with torch.autocast(predictions[0].device.type, enabled=False):
             cosines = [
                 (prediction * projection).sum(1).mean()
-                for prediction, projection in zip(predictions, reversed(targets))
+                for prediction, projection in zip(predictions, projections)
             ]
             loss = 4 - 2 * (cosines[0] + cosines[1])
-        return Losses(loss, {"loss_global": loss, "cosine_global": mean_cosine(targets.first)})
+        return Losses(loss, {"loss_global": loss, "cosine_global": mean_cosine(targets.projection)})
 
     @torch.no_grad()
     def update_target(self, step: int) -> None:

@@ -99,8 +99,9 @@ class ReSim(MoCo):
             loss = self.info_nce(*regions) if len(regions[0]) else maps[0].sum() * 0
             total = total + loss
             values[f"loss_{level.name}"] = loss
-            if inputs.logged and len(regions[0]):
-                values[f"top1_{level.name}"] = top1(*regions)
+            if inputs.logged:
+                none = loss.new_zeros(())
+                values[f"top1_{level.name}"] = top1(*regions) if len(regions[0]) else none
         return Losses(total, values)
 
 
