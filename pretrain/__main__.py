@@ -24,8 +24,9 @@ from common.logs import set_up_logging
 from common.run_folder import claim, mark_done
 from common.shutdown import StopRequest
 from pretrain import config as settings
-from pretrain.data import class_folders, data_loader, dataset_hash, list_images
+from pretrain.data import data_loader
 from pretrain.encoder import initial_backbone
+from pretrain.images import Images, open_images
 from pretrain.monitor import Monitor
 from pretrain.precision import choose
 from pretrain.run import build_run, resume
@@ -54,22 +55,22 @@ def pretrain(
     settings.check(config, distributed.world_size())
     check_synchronised(config, device)
     config = settings.with_colours(config, device.type)
-    files = distributed.on_main(lambda: find_images(config))
-    identity = {**config.identity(), "images": len(files), "image_list": dataset_hash(files)}
+    images = distributed.on_main(lambda: find_images(config))
+    identity = {**config.identity(), "images": len(images), "image_list": images.digest}
     if file := config.model.init_backbone:
         identity["init_sha256"] = distributed.on_main(lambda: check_backbone(file, config.model))
     if distributed.on_main(lambda: claim(folder, identity, to_yaml(config))):
         print(f"{folder}: already finished, nothing to do")
         return
     set_up_logging(folder, distributed.is_main())
-    warn(config, len(files))
+    warn(config, len(images))
 
-    run = build_run(config, folder, device, files)
+    run = build_run(config, folder, device, images)
     choose(run)
     resume(run)
     if distributed.is_main():
         write_json(folder / "env.json", describe_environment())
-    loader = data_loader(config, files, run.step, pin_memory=device.type == "cuda")
+    loader = data_loader(config, images, run.step, pin_memory=device.type == "cuda")
     with Monitor(folder, run.step, run.total_steps) as monitor:
         finished = train(run, loader, monitor, stop)
     if not finished:
@@ -83,21 +84,21 @@ def pretrain(
         log.info("finished: %s", checkpoint)
 
 
-def find_images(config: settings.PretrainConfig) -> list[str]:
+def find_images(config: settings.PretrainConfig) -> Images:
     """The images, at least one batch of them."""
     list_file = config.data.list_file
-    files = list_images(Path(config.data.root), Path(list_file) if list_file else None)
-    if len(files) < config.optim.batch_size:
+    images = open_images(Path(config.data.root), Path(list_file) if list_file else None)
+    if len(images) < config.optim.batch_size:
         raise UserError(
-            f"{config.data.root}: {len(files)} images do not fill one batch of "
+            f"{config.data.root}: {len(images)} images do not fill one batch of "
             f"optim.batch_size = {config.optim.batch_size}: use a smaller batch or more images"
         )
-    if config.method == "supervised" and (names := class_folders(files))[0] in ("", names[-1]):
+    if config.method == "supervised" and (names := images.classes)[0] in ("", names[-1]):
         raise UserError(
             f"{config.data.root}: {len(names) - (names[0] == '')} class folders; "
             "method = supervised needs every image in one of at least two"
         )
-    return files
+    return images
 
 
 def check_backbone(file: str, config: settings.Model) -> str:

@@ -23,6 +23,7 @@ from common.errors import run_command
 from common.shutdown import StopRequest
 from pretrain.config import PretrainConfig, check
 from pretrain.data import Batch
+from pretrain.images import Folder
 from pretrain.precision import choose
 from pretrain.run import Run, build_run
 from pretrain.train import train_step
@@ -87,7 +88,7 @@ def _with_batch(config: PretrainConfig, batch_size: int | None) -> PretrainConfi
 
 def _run(name: str, config: PretrainConfig, device: torch.device, folder: str) -> Run:
     files = [f"{number % 4}/{number}" for number in range(config.optim.batch_size)]
-    run = build_run(config, Path(folder, name), device, files)
+    run = build_run(config, Path(folder, name), device, Folder(Path(folder), files))
     run.folder.mkdir()
     choose(run)
     return run

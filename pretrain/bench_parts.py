@@ -27,7 +27,8 @@ from common.errors import run_command
 from common.files import write_json
 from common.spread import middle_half
 from pretrain.config import Data, PretrainConfig
-from pretrain.data import PretrainImages, list_images
+from pretrain.data import PretrainImages
+from pretrain.images import Folder, list_images
 from pretrain.loss import info_nce
 
 _ROWS, _QUEUE, _WIDTH = 392, 65536, 128  # 8 images of 7×7 positions
@@ -59,13 +60,13 @@ def main() -> None:
 
 def views_of(images: Path) -> dict[str, Callable[[], Any]]:
     """The same images by both ways, a few at a time: the reference first."""
-    files = list_images(images)
-    numbers = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))
+    folder = Folder(images, list_images(images))
+    numbers = torch.randperm(len(folder), generator=torch.Generator().manual_seed(0))
     chosen = numbers[:16].tolist()
 
     def reader(colours: str) -> Callable[[], Any]:
         dataset = PretrainImages(
-            PretrainConfig(data=Data(root=str(images), colours=colours)), files
+            PretrainConfig(data=Data(root=str(images), colours=colours)), folder
         )
         return lambda: [dataset[(0, number)] for number in chosen]
 

@@ -38,7 +38,9 @@ def _choice(key: str, default: Any, help_text: str) -> Any:
 class Data:
     """Where the images are and how views are drawn from them."""
 
-    root: str = option("datasets/imagenet/train", "folder of images, searched recursively")
+    root: str = option(
+        "datasets/imagenet/train", "folder of images, searched recursively, or of shards"
+    )
     list_file: str | None = option(None, "text file naming the images under root, one per line")
     image_size: int = option(224, "side of a view, in pixels")
     min_crop_area: float = option(0.2, "smallest crop, as a share of the image's area")

@@ -28,8 +28,8 @@ from common.errors import UserError, run_command
 from common.files import replacing, sha256_of, write_json
 from common.resnet import ResNet
 from pretrain.config import Model
-from pretrain.data import list_images
 from pretrain.encoder import initialise, unit_length
+from pretrain.images import list_images
 from pretrain.matching import Matches, centres, mutual_matches
 from pretrain.views import MEAN, STD, Views, random_key
 

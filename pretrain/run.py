@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from common import distributed
 from common.checkpoint import latest_good, load_checkpoint, save_checkpoint
 from pretrain.config import PretrainConfig
-from pretrain.data import Batch, class_folders
+from pretrain.data import Batch
+from pretrain.images import Images
 from pretrain.lars import LARS
 from pretrain.loss import Losses
 from pretrain.method import Method
@@ -63,7 +64,7 @@ class Run:
     model: Method
     query_encoder: nn.Module  # model.query, wrapped by DDP where there are several processes
     optimizer: torch.optim.Optimizer
-    files: list[str]
+    images: Images
     steps_per_epoch: int
     precision: str = "fp32"
     step: int = 0  # steps finished
@@ -95,12 +96,12 @@ class Run:
         return encoder.no_sync() if isinstance(encoder, DistributedDataParallel) else nullcontext()
 
 
-def build_run(config: PretrainConfig, folder: Path, device: torch.device, files: list[str]) -> Run:
+def build_run(config: PretrainConfig, folder: Path, device: torch.device, images: Images) -> Run:
     """A new run, its weights and queues drawn from the seed."""
     torch.manual_seed(config.seed)
-    steps_per_epoch = len(files) // config.optim.batch_size
+    steps_per_epoch = len(images) // config.optim.batch_size
     total_steps = config.optim.epochs * steps_per_epoch
-    model = build_method(config, len(class_folders(files)), total_steps).to(device)
+    model = build_method(config, len(images.classes), total_steps).to(device)
     model = model.to(memory_format=torch.channels_last)
     encoder: nn.Module = model.query
     if distributed.world_size() > 1:
@@ -110,7 +111,7 @@ def build_run(config: PretrainConfig, folder: Path, device: torch.device, files:
                 model.query, broadcast_buffers=False, gradient_as_bucket_view=True
             )
     optimizer = build_optimizer(config, model.query.parameters())
-    return Run(config, folder, device, model, encoder, optimizer, files, steps_per_epoch)
+    return Run(config, folder, device, model, encoder, optimizer, images, steps_per_epoch)
 
 
 def build_optimizer(

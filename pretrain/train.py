@@ -146,9 +146,9 @@ def record_unreadable(run: Run, paths: list[str]) -> None:
         for path in sorted(new):
             log.warning("cannot read %s: the next image takes its place", path)
         write_text(listed, "".join(f"{path}\n" for path in sorted(run.unreadable)))
-    if len(run.unreadable) > most_unreadable(len(run.files)):
+    if len(run.unreadable) > most_unreadable(len(run.images)):
         raise UserError(
-            f"{run.config.data.root}: {len(run.unreadable)} of its {len(run.files)} images cannot "
+            f"{run.config.data.root}: {len(run.unreadable)} of its {len(run.images)} images cannot "
             f"be read: {listed} names them; repair or remove them"
         )
 

@@ -14,8 +14,9 @@ import torchvision.transforms.v2.functional as tv
 from PIL import Image
 
 from pretrain.config import Data, Launch, Optim, PretrainConfig, with_colours
-from pretrain.data import PretrainImages, data_loader, list_images, read_image, read_tensor
+from pretrain.data import PretrainImages, data_loader, decode_image, decode_tensor
 from pretrain.device_views import augment
+from pretrain.images import open_images
 from pretrain.views import (
     FACTORS,
     GREY,
@@ -169,39 +170,34 @@ def photo():
     return content.getvalue()
 
 
-def test_a_jpeg_has_the_pixels_that_pil_finds(photo, tmp_path):
-    (tmp_path / "a.jpg").write_bytes(photo)
-    found, expected = read_tensor(tmp_path / "a.jpg"), np.array(read_image(tmp_path / "a.jpg"))
+def test_a_jpeg_has_the_pixels_that_pil_finds(photo):
+    found, expected = decode_tensor(photo), np.array(decode_image(photo))
     assert torch.equal(found.permute(1, 2, 0), torch.from_numpy(expected))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
-def test_other_kinds_of_images_are_read_as_pil_reads_them(tmp_path, mode):
-    suffix = "jpg" if mode in ("L", "CMYK") else "png"
+def test_other_kinds_of_images_are_read_as_pil_reads_them(mode):
+    file = io.BytesIO()
     image = Image.effect_noise((40, 30), 90).convert("RGB").convert(mode)
-    image.save(tmp_path / f"a.{suffix}")
-    path = tmp_path / f"a.{suffix}"
-    found = read_tensor(path).permute(1, 2, 0)
-    assert torch.equal(found, torch.from_numpy(np.array(read_image(path))))
+    image.save(file, "JPEG" if mode in ("L", "CMYK") else "PNG")
+    found = decode_tensor(file.getvalue()).permute(1, 2, 0)
+    assert torch.equal(found, torch.from_numpy(np.array(decode_image(file.getvalue()))))
 
 
 @pytest.mark.parametrize("content", [b"", b"\\xff\\xd8\\xff", b"text"])
-def test_what_pil_cannot_read_is_not_read(tmp_path, photo, content):
-    for number, broken in enumerate((content, photo[:3000])):
-        path = tmp_path / f"{number}.jpg"
-        path.write_bytes(broken)
+def test_what_pil_cannot_read_is_not_read(photo, content):
+    for broken in (content, photo[:3000]):
         with pytest.raises((OSError, ValueError, SyntaxError)):
-            read_tensor(path)
+            decode_tensor(broken)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_both_ways_cut_draw_and_look_alike(photo, tmp_path, recipe):
-    (tmp_path / "a.jpg").write_bytes(photo)
+def test_both_ways_cut_draw_and_look_alike(photo, recipe):
     make_views, differences = Views(recipe, 96, 0.2), []
     for number in range(20):
         key = random_key("alike", number)
-        views, corners, drawn = make_views(read_image(tmp_path / "a.jpg"), key)
-        crops, same_corners, same_drawn = make_views(read_tensor(tmp_path / "a.jpg"), key)
+        views, corners, drawn = make_views(decode_image(photo), key)
+        crops, same_corners, same_drawn = make_views(decode_tensor(photo), key)
         assert torch.equal(corners, same_corners) and torch.equal(drawn, same_drawn)
         for view, crop, changes, colours in zip(views, crops, drawn, make_views.recipe.views):
             ours = augment(crop[None], changes[None], colours.grey_first)[0]
@@ -211,13 +207,12 @@ def test_both_ways_cut_draw_and_look_alike(photo, tmp_path, recipe):
     assert levels.mean() < 2  # of 255: PIL rounds after each operation
 
 
-def test_a_plain_crop_is_within_a_level_of_pils(photo, tmp_path):
-    (tmp_path / "a.jpg").write_bytes(photo)
+def test_a_plain_crop_is_within_a_level_of_pils(photo):
     make_views = Views("supervised", 224, 0.2)
     for number in range(10):
         key = random_key("crop", number)
-        view, _, drawn = make_views(read_image(tmp_path / "a.jpg"), key)
-        crop = make_views(read_tensor(tmp_path / "a.jpg"), key)[0]
+        view, _, drawn = make_views(decode_image(photo), key)
+        crop = make_views(decode_tensor(photo), key)[0]
         if drawn[0, MIRROR]:
             crop = crop.flip(-1)
         assert (view.int() - crop.int()).abs().max() <= 1
@@ -230,13 +225,14 @@ def test_the_loader_ships_crops_and_what_was_drawn(image_folder, workers, first_
         optim=Optim(epochs=1, batch_size=8),
         launch=Launch(workers=workers),
     )
-    files = list_images(image_folder)
-    batches = list(data_loader(config, files, first_step, pin_memory=False))
+    images = open_images(image_folder)
+    batches = list(data_loader(config, images, first_step, pin_memory=False))
     assert len(batches) == 6 - first_step
     assert batches[0].views.shape == (2, 8, 3, 32, 32) and batches[0].drawn.shape == (2, 8, 13)
     assert batches[0].views.dtype == torch.uint8
-    item = PretrainImages(config, files)[(0, 5)]
-    again = PretrainImages(replace(config, data=replace(config.data, colours="cpu")), files)[(0, 5)]
+    item = PretrainImages(config, images)[(0, 5)]
+    on_cpu = replace(config, data=replace(config.data, colours="cpu"))
+    again = PretrainImages(on_cpu, images)[(0, 5)]
     assert torch.equal(item[2], again[2]) and not torch.equal(item[0], again[0])
 
 

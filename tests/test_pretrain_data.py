@@ -12,13 +12,8 @@ from PIL import Image
 from common import distributed
 from common.errors import UserError
 from pretrain.config import Data, Launch, Optim, PretrainConfig
-from pretrain.data import (
-    PretrainImages,
-    class_folders,
-    data_loader,
-    list_images,
-    most_unreadable,
-)
+from pretrain.data import PretrainImages, data_loader, most_unreadable
+from pretrain.images import class_folders, list_images, open_images
 from pretrain.order import Order
 from pretrain.views import RECIPES, Colours, Recipe, Views, random_key
 
@@ -52,14 +47,14 @@ def test_missing_and_empty_folders_are_named(tmp_path):
         list_images(tmp_path)
 
 
-def batches(config, files, first_step=0):
-    return [batch.views for batch in data_loader(config, files, first_step, pin_memory=False)]
+def batches(config, images, first_step=0):
+    return [batch.views for batch in data_loader(config, images, first_step, pin_memory=False)]
 
 
 @pytest.fixture(scope="module")
 def reference(image_folder):
-    files = list_images(image_folder)
-    return files, batches(make_config(image_folder), files)
+    images = open_images(image_folder)
+    return images, batches(make_config(image_folder), images)
 
 
 def test_batches_are_two_different_uint8_views(reference):
@@ -75,20 +70,20 @@ def test_batches_are_two_different_uint8_views(reference):
 def test_any_workers_and_any_resume_point_give_the_same_batches(
     reference, image_folder, workers, first_step
 ):
-    files, expected = reference
-    found = batches(make_config(image_folder, workers), files, first_step)
+    images, expected = reference
+    found = batches(make_config(image_folder, workers), images, first_step)
     assert len(found) == len(expected) - first_step
     assert all(torch.equal(a, b) for a, b in zip(found, expected[first_step:]))
 
 
 def test_global_random_state_neither_matters_nor_changes(reference, image_folder):
-    files, _ = reference
+    images, _ = reference
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    item = PretrainImages(make_config(image_folder), files)[(0, 5)][0]
+    item = PretrainImages(make_config(image_folder), images)[(0, 5)][0]
     assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(7)
-    again = PretrainImages(make_config(image_folder), files)[(0, 5)][0]
+    again = PretrainImages(make_config(image_folder), images)[(0, 5)][0]
     assert torch.equal(item, again)
 
 
@@ -150,8 +145,7 @@ def test_unreadable_images_are_named_and_replaced_by_their_neighbour(image_folde
     for name, content in {"a.jpg": good, "b.jpg": good[:300], "c.jpg": b"", "d.jpg": good}.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "e.jpg").write_text("not a picture")
-    files = list_images(tmp_path)
-    dataset = PretrainImages(make_config(tmp_path), files)
+    dataset = PretrainImages(make_config(tmp_path), open_images(tmp_path))
     for number, replacement, unreadable in [(0, 0, []), (1, 3, "bc"), (2, 3, "c"), (4, 0, "e")]:
         views, *_, paths = dataset[(0, number)]
         assert paths == [str(tmp_path / f"{name}.jpg") for name in unreadable]
@@ -190,10 +184,10 @@ def test_labels_are_the_numbers_of_the_first_folders(tmp_path):
     for name in ("dog/1.png", "cat/old/2.png", "cat/3.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 40)).save(tmp_path / name)
-    files = list_images(tmp_path)
-    assert class_folders(files) == ["cat", "dog"]
-    dataset = PretrainImages(make_config(tmp_path), files)
-    assert {files[i]: dataset[(0, i)][3] for i in range(3)} == {
+    images = open_images(tmp_path)
+    assert images.classes == ["cat", "dog"]
+    dataset = PretrainImages(make_config(tmp_path), images)
+    assert {images.files[i]: dataset[(0, i)][3] for i in range(3)} == {
         "cat/3.png": 0, "cat/old/2.png": 0, "dog/1.png": 1
     }  # fmt: skip
     assert class_folders(["a.jpg", "b/c.jpg"]) == ["", "b"]
@@ -217,6 +211,5 @@ def test_grey_images_and_palettes_become_rgb(tmp_path):
     Image.new("L", (40, 40), 128).save(tmp_path / "grey.png")
     Image.new("P", (40, 40), 3).save(tmp_path / "palette.png")
     Image.new("RGBA", (40, 40), (1, 2, 3, 4)).save(tmp_path / "alpha.png")
-    files = list_images(tmp_path)
-    dataset = PretrainImages(make_config(tmp_path), files)
+    dataset = PretrainImages(make_config(tmp_path), open_images(tmp_path))
     assert all(dataset[(0, i)][0].shape == (2, 3, 32, 32) for i in range(3))

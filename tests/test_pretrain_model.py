@@ -17,6 +17,7 @@ from common import distributed
 from pretrain.config import Launch, Model, Optim, PretrainConfig
 from pretrain.data import Batch
 from pretrain.group_bn import GroupBatchNorm, shuffle, shuffling
+from pretrain.images import Folder
 from pretrain.methods.densecl import DenseCL, DenseEncoder
 from pretrain.methods.moco import Queue
 from pretrain.run import build_run
@@ -210,7 +211,7 @@ def make_run(config=CONFIG, dtype=torch.float64):
     """In float32 a fresh ResNet with four images per group amplifies rounding by 10^5."""
     pretrain.inputs.normalise = normalise_in_float64 if dtype == torch.float64 else normalise
     torch.set_default_dtype(dtype)
-    training = build_run(config, Path("unused"), torch.device("cpu"), FILES)
+    training = build_run(config, Path("unused"), torch.device("cpu"), Folder(Path("unused"), FILES))
     torch.set_default_dtype(torch.float32)
     return training
 

@@ -1,0 +1,193 @@
+"""Images in tar files, each read at random by one `pread`.
+
+FOLDER/
+  shard-000000.tar ...   any tar files of WebDataset samples: KEY.jpg, and KEY.cls with a number
+  index.json             format, shards (name, samples, bytes), classes, image_list (a SHA-256)
+  index.npy              for each sample where its image lies: offset, size, label
+
+The index is mapped, not read: the processes of a machine share its pages, and 10^9 images take as
+much private memory as 10^3. Layout of samples: webdataset's docs/webdataset.md.
+"""
+
+import json
+import os
+import tarfile
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from common.errors import UserError
+from common.files import fingerprint, replacing, sha256_of, write_json
+
+INDEX, ROWS = "index.json", "index.npy"
+FORMAT = "densecl-shards-1"
+# Where an image lies in its shard, in bytes, and its class.
+ROW = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<u4")])
+_IMAGES = {"jpg", "jpeg", "png", "bmp", "webp", "ppm", "tif", "tiff"}
+_MOST_OPEN = 256  # shards that one process holds open
+_BLOCK = 512  # bytes: what a tar file consists of
+
+
+class Shards:
+    """The images of an indexed folder of tar files; `Images` says what its methods give.
+
+    Raises UserError when the index is not one of `write_index`'s.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        path = root / INDEX
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            if facts["format"] != FORMAT:
+                raise ValueError(f"format {facts['format']}")
+            self.shards: list[dict[str, Any]] = facts["shards"]
+            self.classes: list[str] = facts["classes"]
+            self.digest: str = facts["image_list"]
+            self._rows = np.load(root / ROWS, mmap_mode="r", allow_pickle=False)
+            self._ends = np.cumsum([shard["samples"] for shard in self.shards])
+            if self._rows.dtype != ROW or self._rows.shape != (self._ends[-1],):
+                raise ValueError(f"{ROWS} is of another index")
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise UserError(
+                f"{path}: not an index of shards ({error}): make it with python -m pretrain.pack"
+            ) from None
+        self._open: OrderedDict[int, int] = OrderedDict()  # descriptors, the longest unused first
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return Shards, (self.root,)  # another process maps the index itself
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def label(self, number: int) -> int:
+        """What its .cls says."""
+        return int(self._rows[number]["label"])
+
+    def name(self, number: int) -> str:
+        """Its shard, and which of the shard's samples it is."""
+        shard = self._shard_of(number)
+        first = int(self._ends[shard]) - self.shards[shard]["samples"]
+        return f"{self.root / self.shards[shard]['name']} sample {number - first}"
+
+    def read(self, number: int) -> bytes:
+        """The image's bytes."""
+        row = self._rows[number]
+        content = os.pread(self._descriptor(self._shard_of(number)), row["size"], row["offset"])
+        if len(content) != row["size"]:
+            raise OSError(f"{self.name(number)}: the shard ends within it")
+        return content
+
+    def check(self) -> None:
+        """Raise UserError for a shard that is missing or as long as another."""
+        for shard in self.shards:
+            path, expected = self.root / shard["name"], shard["bytes"]
+            found = path.stat().st_size if path.is_file() else None
+            if found != expected:
+                state = "missing" if found is None else f"{found} bytes long"
+                raise UserError(
+                    f"{path}: {state}, and its index says {expected} bytes: copy it again, or "
+                    f"index what is there with python -m pretrain.pack --index {self.root}"
+                )
+
+    def _shard_of(self, number: int) -> int:
+        return int(np.searchsorted(self._ends, number, side="right"))
+
+    def _descriptor(self, shard: int) -> int:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        if len(self._open) >= _MOST_OPEN:
+            os.close(self._open.popitem(last=False)[1])
+        self._open[shard] = os.open(self.root / self.shards[shard]["name"], os.O_RDONLY)
+        return self._open[shard]
+
+
+class Scan(NamedTuple):
+    """What is in a shard. rows (N,) of ROW; labelled: whether any sample had a .cls; without: how
+    many samples held no image."""
+
+    path: Path
+    bytes: int
+    rows: np.ndarray
+    labelled: bool
+    without: int
+
+
+def scan(path: Path) -> Scan:
+    """The samples of a tar file, in its order: members that share a path up to its first dot.
+
+    Raises UserError for what is not a whole tar file, and for a .cls that is no number.
+    """
+    samples: dict[str, tuple[int, int]] = {}
+    labels: dict[str, int] = {}
+    keys, end = set(), 0
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                if not member.isfile():
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                stem, _, kind = name.partition(".")
+                key = f"{folder}/{stem}"
+                keys.add(key)
+                if kind.lower() in _IMAGES:
+                    samples.setdefault(key, (member.offset_data, member.size))
+                elif kind == "cls":
+                    labels[key] = _label(archive, member)
+        size = path.stat().st_size
+        if size < end + _BLOCK:  # a tar file ends with empty blocks
+            raise tarfile.ReadError(f"it ends at byte {size}")
+    except (tarfile.TarError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a whole tar file of images ({error}): make it again"
+        ) from None
+    rows = [(*place, labels.get(key, 0)) for key, place in samples.items()]
+    return Scan(path, size, np.array(rows, ROW), bool(labels), len(keys) - len(samples))
+
+
+def write_index(
+    root: Path, scans: Iterable[Scan], classes: list[str] | None, image_list: str | None
+) -> Shards:
+    """Index the shards of `root` in the order given, each row written as it comes.
+
+    classes: their names, by default their numbers; image_list: by default a hash of the rows.
+    """
+    shards: list[dict[str, Any]] = []
+    highest, labelled = 0, False
+    with replacing(root / ROWS) as temporary:
+        with temporary.open("wb") as file:
+            _write_header(file, 0)
+            for found in scans:
+                found.rows.tofile(file)
+                shards.append(
+                    {"name": found.path.name, "samples": len(found.rows), "bytes": found.bytes}
+                )
+                highest = max(highest, int(found.rows["label"].max(initial=0)))
+                labelled |= found.labelled
+            file.seek(0)
+            _write_header(file, sum(shard["samples"] for shard in shards))
+        digest = image_list or fingerprint([shards, sha256_of(temporary)])
+    if classes is None:
+        classes = [str(number) for number in range(highest + 1)] if labelled else [""]
+    facts = {"format": FORMAT, "shards": shards, "classes": classes, "image_list": digest}
+    write_json(root / INDEX, facts)
+    return Shards(root)
+
+
+def _write_header(file: Any, samples: int) -> None:
+    """NumPy leaves room in it for any number of rows, so that it can be written again."""
+    facts = {"descr": ROW.descr, "fortran_order": False, "shape": (samples,)}
+    np.lib.format.write_array_header_1_0(file, facts)
+
+
+def _label(archive: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+    content = archive.extractfile(member)
+    number = int(content.read()) if content else 0
+    if not 0 <= number < 2**32:
+        raise ValueError(f"{member.name}: {number}")
+    return number
