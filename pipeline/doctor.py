@@ -154,6 +154,12 @@ def datasets(root: Path) -> Iterator[Finding]:
         if not folder.is_dir():
             yield Finding(name, WARN, "missing", "needed by some runs: see README's Set-up")
             continue
+        if (index := folder / "index.json").is_file():  # python -m pretrain.pack made it
+            found = sum(shard["samples"] for shard in json.loads(index.read_text())["shards"])
+            fix = "" if found == expected else "pack the whole folder again"
+            state = OK if found == expected else FAIL
+            yield Finding(name, state, f"{found:,} of {expected:,} images, in shards", fix)
+            continue
         files = [Path(p, f) for p, _, names in os.walk(folder) for f in names]
         files = [file for file in files if file.suffix.lower() == suffix]
         state = OK if len(files) == expected else FAIL

@@ -28,8 +28,9 @@ from common.errors import UserError, run_command
 from common.files import replacing, sha256_of, write_json
 from common.resnet import ResNet
 from pretrain.config import Model
+from pretrain.data import decode_image
 from pretrain.encoder import initialise, unit_length
-from pretrain.images import list_images
+from pretrain.images import open_images
 from pretrain.matching import Matches, centres, mutual_matches
 from pretrain.views import MEAN, STD, Views, random_key
 
@@ -115,8 +116,9 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[Matches]] = {network.name: [] for network in networks}
     pictures = []
-    for number, path in enumerate(chosen_images(arguments.images, arguments.count)):
-        views, corners, _ = make_views(open_image(path), random_key(0, number))
+    chosen = chosen_images(arguments.images, arguments.count)
+    for number, (name, image) in enumerate(chosen):
+        views, corners, _ = make_views(image, random_key(0, number))
         files = {}
         for network in networks:
             query, key = features(network, views)
@@ -125,7 +127,7 @@ def main() -> None:
             files[network.name] = f"{number}_{network.name}.png"
             with replacing(arguments.output / files[network.name]) as temporary:
                 draw(views, matches).save(temporary, "PNG")
-        pictures.append({"image": path.name, "files": files})
+        pictures.append({"image": name, "files": files})
     rows = [summary(network, found[network.name]) for network in networks]
     content = {"threshold": arguments.threshold, "size": arguments.size, "rows": rows}
     write_json(arguments.output / INDEX, {**content, "pictures": pictures})
@@ -156,31 +158,31 @@ def show(rows: list[dict[str, object]], threshold: float) -> None:
     Console().print(table)
 
 
-def chosen_images(given: list[Path], count: int) -> list[Path]:
-    """The files given; of each folder, `count` images evenly over it.
+def chosen_images(given: list[Path], count: int) -> list[tuple[str, Image.Image]]:
+    """The files given; of each folder, of images or shards, `count` images evenly over it; in RGB.
 
-    Raises UserError when there is nothing there.
+    Raises UserError when there is nothing there, or an image cannot be read.
     """
-    paths: list[Path] = []
+    chosen = []
     for path in given:
         if path.is_dir():
-            files = list_images(path)
-            step = max(len(files) // count, 1)
-            paths += [path / name for name in files[::step][:count]]
+            images = open_images(path)
+            step = max(len(images) // count, 1)
+            numbers = range(len(images))[::step][:count]
+            chosen += [decode(images.name(number), images.read(number)) for number in numbers]
         elif path.is_file():
-            paths.append(path)
+            chosen.append(decode(str(path), path.read_bytes()))
         else:
             raise UserError(f"{path}: no such file or folder of images")
-    return paths
+    return chosen
 
 
-def open_image(path: Path) -> Image.Image:
-    """The image in RGB. Raises UserError when it cannot be read."""
+def decode(name: str, content: bytes) -> tuple[str, Image.Image]:
+    """The last part of the name, and the image. Raises UserError when it is not one."""
     try:
-        with Image.open(path) as file:
-            return file.convert("RGB")
+        return Path(name).name, decode_image(content)
     except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error})") from None
+        raise UserError(f"{name}: cannot be read as an image ({error})") from None
 
 
 def parse_arguments() -> argparse.Namespace:

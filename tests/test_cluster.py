@@ -349,6 +349,10 @@ def test_the_doctor_finds_what_is_wrong_with_the_data(tmp_path, image_folder):
     found = {f.what: f for f in doctor.datasets(tmp_path)}
     assert found["coco/val2017: images"].state == doctor.FAIL
     assert "2.jpg" in found["coco/val2017: images"].found
+    (folder / "index.json").write_text('{"shards": [{"samples": 4000}, {"samples": 1000}]}')
+    found = {f.what: f for f in doctor.datasets(tmp_path)}
+    assert found["coco/val2017"].state == doctor.OK
+    assert found["coco/val2017"].found == "5,000 of 5,000 images, in shards"
 
 
 def test_the_doctor_tells_shared_disks_from_others(tmp_path):

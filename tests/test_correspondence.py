@@ -12,7 +12,9 @@ from PIL import Image
 
 from common.errors import run_command
 from pretrain import correspondence
+from pretrain.images import Folder, list_images
 from pretrain.matching import mutual_matches
+from pretrain.pack import pack
 
 SIDE = 6
 WHOLE, MIRRORED = [0.0, 0, 60, 60], [60.0, 0, 0, 60]
@@ -101,6 +103,17 @@ def test_the_command_counts_and_draws(call, weights, image_folder, tmp_path):
     for entry in content["pictures"]:
         for file in entry["files"].values():
             assert Image.open(tmp_path / "out" / file).size == (2 * 96 + 12, 96)
+
+
+def test_shards_show_what_their_folder_shows(call, weights, image_folder, tmp_path):
+    pack(Folder(image_folder, list_images(image_folder)), tmp_path / "shards", 10, 1)
+    rows = []
+    for images in (image_folder, tmp_path / "shards"):
+        output = tmp_path / f"of-{images.name}"
+        words = ["--weights", weights, "--images", images, "--count", 3, "--size", 96]
+        assert call(*words, "--threshold", 0.2, "--output", output)[0] == 0
+        rows.append(json.loads((output / "correspondence.json").read_text())["rows"])
+    assert rows[0] == rows[1]
 
 
 @pytest.mark.parametrize(
