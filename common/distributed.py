@@ -111,7 +111,7 @@ def exchange(rows: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     leaving = [part[part // count == rank()] - rank() * count for part in parts]
     sources = parts[rank()] // count
     arriving = sources.argsort(stable=True)  # they come by process, in the order asked for
-    sent = rows[torch.cat(leaving).to(rows.device, non_blocking=True)]
+    sent = rows[torch.cat(leaving).to(rows.device, non_blocking=True)].contiguous()
     received = torch.empty_like(sent)
     dist.all_to_all_single(
         received,

@@ -13,16 +13,16 @@ from common.shutdown import set_up_worker
 from pretrain.config import PretrainConfig
 from pretrain.images import Images
 from pretrain.order import Order
-from pretrain.views import Views, random_key
+from pretrain.views import Views, random_key, stack
 
 
 class Batch(NamedTuple):
     """B images in V views each.
 
-    views (V,B,3,H,W) uint8. corners (V,B,4): where each view lies in its image, see `Views`.
-    labels (B,) int64: the number of the image's class, 0 where there are none. unreadable: images
-    that a neighbour replaced. drawn (V,B,13): the changes that the device is to make; None
-    where they have been made.
+    views (V,B,3,H,W) uint8, channels last in memory. corners (V,B,4): where each view lies in its
+    image, see `Views`. labels (B,) int64: the number of the image's class, 0 where there are none.
+    unreadable: images that a neighbour replaced. drawn (V,B,13): the changes that the device is to
+    make; None where they have been made.
     """
 
     views: torch.Tensor
@@ -113,7 +113,7 @@ def _collate(samples: list[Sample]) -> Batch:
 def _collate_crops(samples: list[Sample]) -> Batch:
     views, corners, drawn, labels, unreadable = zip(*samples)
     return Batch(
-        torch.stack(views, dim=1),
+        stack(views, dim=1),
         torch.stack(corners, dim=1),
         torch.tensor(labels),
         [path for paths in unreadable for path in paths],

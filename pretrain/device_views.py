@@ -28,7 +28,7 @@ _BRIGHTNESS, _CONTRAST, _SATURATION = range(3)
 
 def augment(crops: torch.Tensor, drawn: torch.Tensor, grey_first: bool) -> torch.Tensor:
     """(B,3,S,S) uint8, (B,13) → float32 with ImageNet's mean 0 and deviation 1, channels last."""
-    images = crops.float() / 255
+    images = crops.to(torch.float32, memory_format=torch.contiguous_format) / 255
     columns = drawn.to(images.dtype)[:, :, None, None, None]  # (B,13,1,1,1)
     if grey_first:
         images = torch.where(columns[:, GREY] > 0, _luma(images), images)

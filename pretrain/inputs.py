@@ -38,7 +38,7 @@ class Inputs:
         """
         crops, drawn = self.crops[view], None if self.drawn is None else self.drawn[view]
         if permutation is not None:
-            crops = shuffle(crops, permutation)
+            crops = shuffle(crops.movedim(1, 3), permutation).movedim(3, 1)  # as they lie in memory
             drawn = None if drawn is None else shuffle(drawn, permutation)
         if drawn is None:
             return normalise(crops)

@@ -17,26 +17,20 @@ TARGET/
 
 import argparse
 import io
-import multiprocessing
-import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import yaml
 from rich.progress import track
 
 from common.errors import UserError, run_command
 from common.files import replacing, write_text
+from common.parallel import cores, in_order
 from common.run_folder import claim, mark_done
-from common.shutdown import set_up_worker
 from pretrain.images import Folder, list_images
 from pretrain.shards import INDEX, ROWS, Scan, scan, write_index
-
-Item = TypeVar("Item")
 
 
 class Job(NamedTuple):
@@ -74,8 +68,8 @@ def pack(images: Folder, target: Path, shard_size: int, workers: int) -> None:
     write_text(target / "images.txt", "".join(f"{path}\n" for path in images.files))
     starts = range(0, len(images), shard_size)
     jobs = (_job(images, target, number, first, shard_size) for number, first in enumerate(starts))
-    with _in_order(write_shard, jobs, len(starts), workers) as scans:
-        write_index(target, scans, images.classes, digest)
+    scans = track(in_order(write_shard, jobs, workers), "shards", total=len(starts))
+    write_index(target, scans, images.classes, digest)
     mark_done(target, identity)
     print(f"{target}: {len(images)} images in {len(starts)} shards")
 
@@ -92,8 +86,8 @@ def index(folder: Path, workers: int) -> None:
             without.append(found.without)
             yield found
 
-    with _in_order(scan, paths, len(paths), workers) as scans:
-        shards = write_index(folder, counted(scans), None, None)
+    scans = track(in_order(scan, paths, workers), "shards", total=len(paths))
+    shards = write_index(folder, counted(scans), None, None)
     if not len(shards):
         for name in (INDEX, ROWS):
             (folder / name).unlink()
@@ -130,16 +124,6 @@ def _job(images: Folder, target: Path, number: int, first: int, size: int) -> Jo
     )
 
 
-@contextmanager
-def _in_order(
-    work: Callable[[Item], Scan], items: Iterable[Item], count: int, workers: int
-) -> Iterator[Iterable[Scan]]:
-    """`work` on each item by several processes; the results in the items' order, as they come."""
-    fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, fork, initializer=set_up_worker) as pool:
-        yield track(pool.map(work, items), "shards", total=count)
-
-
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -167,7 +151,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--shard-size", type=int, default=10_000, help="images in each (default: 10000)"
     )
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=cores())
     arguments = parser.parse_args()
     packing = arguments.source is not None and arguments.target is not None
     if packing == (arguments.index is not None):

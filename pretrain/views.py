@@ -154,7 +154,7 @@ class Views:
             torch.default_generator.manual_seed(key)
             parts = [self._view(image, colours) for colours in self.recipe.views]
         views, corners, drawn = zip(*parts)
-        return torch.stack(views), torch.tensor(corners), torch.tensor(drawn)
+        return stack(views), torch.tensor(corners), torch.tensor(drawn)
 
     def _view(
         self, image: Image.Image | torch.Tensor, colours: Colours
@@ -162,7 +162,7 @@ class Views:
         crop = transforms.RandomResizedCrop.get_params(image, self.area, [3 / 4, 4 / 3])
         drawn = draw(colours)
         if isinstance(image, torch.Tensor):
-            view = self._cut(image, *crop)
+            view = self.cut(image, *crop)
         else:
             size = [self.size, self.size]
             pixels = resized_crop(image, *crop, size, self.recipe.interpolation)
@@ -172,13 +172,21 @@ class Views:
         corners = (right, top, left, bottom) if drawn[MIRROR] else (left, top, right, bottom)
         return view, corners, drawn
 
-    def _cut(
+    def cut(
         self, image: torch.Tensor, top: int, left: int, height: int, width: int
     ) -> torch.Tensor:
         """What `resized_crop` gives, within a level of 255, in half the time."""
-        crop = image[None, :, top : top + height, left : left + width]
+        rows = image.permute(1, 2, 0)[top : top + height, left : left + width]
+        # Cut and then wrapped, it still counts as channels last, which has the fast kernel.
+        crop = rows[None].permute(0, 3, 1, 2)
         size, mode = (self.size, self.size), self.recipe.interpolation.value
         return F.interpolate(crop, size, mode=mode, antialias=True, align_corners=False)[0]
+
+
+def stack(images: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
+    """torch.stack of (...,3,H,W), channels last in memory as these are: nothing is transposed."""
+    last = [image.movedim(-3, -1) for image in images]
+    return torch.stack(last, dim).movedim(-1, -3)
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from golden.recipe import FOLDER
 
+from benchmarks.evaluation import coco_ap
 from benchmarks.evaluation.coco_ap import coco_metrics, coco_predictions
 from common.errors import UserError
 
@@ -59,6 +60,14 @@ def test_equals_detectron2(truth, capfd):
         assert len(theirs) == 18
         assert ours == pytest.approx(theirs, abs=1e-6)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("workers", [2, 3, 7])
+def test_several_processes_find_the_same(truth, workers, monkeypatch):
+    alone = coco_metrics(predictions(), *truth, CLASSES, with_masks=True)
+    monkeypatch.setattr(coco_ap, "_MANY", 0)
+    monkeypatch.setattr(coco_ap, "cores", lambda: workers)
+    assert coco_metrics(predictions(), *truth, CLASSES, with_masks=True) == alone
 
 
 def test_boxes_alone_have_the_same_box_ap(truth):

@@ -8,6 +8,7 @@ import pytest
 from golden.recipe import FOLDER
 
 from benchmarks.datasets.records import Instance, LabelledImage
+from benchmarks.evaluation import voc_ap
 from benchmarks.evaluation.voc_ap import make_prediction, voc_metrics
 from common.errors import UserError
 
@@ -57,6 +58,13 @@ def test_equals_detectron2(year):
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-9)
     assert np.mean([found[f"AP50-{name}"] for name in CLASSES]) == pytest.approx(found["AP50"])
+
+
+def test_several_processes_find_the_same(monkeypatch):
+    alone = voc_metrics(predictions(), truth(), CLASSES, 2007)
+    monkeypatch.setattr(voc_ap, "_MANY", 0)
+    monkeypatch.setattr(voc_ap, "cores", lambda: 3)
+    assert voc_metrics(predictions(), truth(), CLASSES, 2007) == alone
 
 
 def one_image(*objects):
