@@ -86,8 +86,9 @@ def pretrain(
 
 def find_images(config: settings.PretrainConfig) -> Images:
     """The images, at least one batch of them."""
-    list_file = config.data.list_file
-    images = open_images(Path(config.data.root), Path(list_file) if list_file else None)
+    data = config.data
+    list_file = Path(data.list_file) if data.list_file else None
+    images = open_images(Path(data.root), list_file, data.window)
     if len(images) < config.optim.batch_size:
         raise UserError(
             f"{config.data.root}: {len(images)} images do not fill one batch of "

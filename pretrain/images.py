@@ -64,8 +64,9 @@ class Folder:
         return (self.root / self.files[number]).read_bytes()
 
 
-def open_images(root: Path, list_file: Path | None = None) -> Images:
+def open_images(root: Path, list_file: Path | None = None, window: int = 0) -> Images:
     """The shards that `python -m pretrain.pack` wrote or indexed in `root`; else its image files.
+    `window`: see `Shards`.
 
     Raises UserError when there is no such folder, no image in it, or a shard that is not whole.
     """
@@ -73,7 +74,7 @@ def open_images(root: Path, list_file: Path | None = None) -> Images:
         return Folder(root, list_images(root, list_file))
     if list_file is not None:
         raise UserError(f"{root}: made of shards: choose images with data.list_file when packing")
-    shards = Shards(root)
+    shards = Shards(root, window)
     shards.check()
     return shards
 

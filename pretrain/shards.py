@@ -21,6 +21,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import fingerprint, replacing, sha256_of, write_json
+from pretrain.config import RUN_LENGTH
 
 INDEX, ROWS = "index.json", "index.npy"
 FORMAT = "densecl-shards-1"
@@ -34,11 +35,13 @@ _BLOCK = 512  # bytes: what a tar file consists of
 class Shards:
     """The images of an indexed folder of tar files; `Images` says what its methods give.
 
+    window: of the order in which they will be read, see `pretrain.order.permute_windowed`. With
+    it, the first image asked for of a run has the kernel read the whole run, in one go.
     Raises UserError when the index is not one of `write_index`'s.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, window: int = 0) -> None:
+        self.root, self.window = root, window
         path = root / INDEX
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
@@ -56,9 +59,10 @@ class Shards:
                 f"{path}: not an index of shards ({error}): make it with python -m pretrain.pack"
             ) from None
         self._open: OrderedDict[int, int] = OrderedDict()  # descriptors, the longest unused first
+        self._fetched: dict[int, None] = {}  # runs of this window and the one before
 
-    def __reduce__(self) -> tuple[type, tuple[Path]]:
-        return Shards, (self.root,)  # another process maps the index itself
+    def __reduce__(self) -> tuple[type, tuple[Path, int]]:
+        return Shards, (self.root, self.window)  # another process maps the index itself
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -70,11 +74,12 @@ class Shards:
     def name(self, number: int) -> str:
         """Its shard, and which of the shard's samples it is."""
         shard = self._shard_of(number)
-        first = int(self._ends[shard]) - self.shards[shard]["samples"]
-        return f"{self.root / self.shards[shard]['name']} sample {number - first}"
+        return f"{self.root / self.shards[shard]['name']} sample {number - self._first_of(shard)}"
 
     def read(self, number: int) -> bytes:
         """The image's bytes."""
+        if self.window:
+            self._fetch_run(number // RUN_LENGTH)
         row = self._rows[number]
         content = os.pread(self._descriptor(self._shard_of(number)), row["size"], row["offset"])
         if len(content) != row["size"]:
@@ -95,6 +100,23 @@ class Shards:
 
     def _shard_of(self, number: int) -> int:
         return int(np.searchsorted(self._ends, number, side="right"))
+
+    def _first_of(self, shard: int) -> int:
+        return int(self._ends[shard]) - self.shards[shard]["samples"]
+
+    def _fetch_run(self, run: int) -> None:
+        if run in self._fetched:
+            return
+        if len(self._fetched) >= 2 * self.window // RUN_LENGTH:
+            del self._fetched[next(iter(self._fetched))]
+        self._fetched[run] = None
+        first, end = run * RUN_LENGTH, min((run + 1) * RUN_LENGTH, len(self))
+        for shard in range(self._shard_of(first), self._shard_of(end - 1) + 1):
+            begin = self._rows[max(first, self._first_of(shard))]
+            last = self._rows[min(end, int(self._ends[shard])) - 1]
+            length = int(last["offset"]) + int(last["size"]) - int(begin["offset"])
+            place = self._descriptor(shard), int(begin["offset"]), length
+            os.posix_fadvise(*place, os.POSIX_FADV_WILLNEED)
 
     def _descriptor(self, shard: int) -> int:
         if shard in self._open:

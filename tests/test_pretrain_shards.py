@@ -22,6 +22,7 @@ from pretrain import shards
 from pretrain.config import Data, Launch, Optim, PretrainConfig
 from pretrain.data import data_loader
 from pretrain.images import Folder, list_images, open_images
+from pretrain.order import Order
 from pretrain.shards import Shards, scan
 
 ROOT = Path(__file__).parent.parent
@@ -112,6 +113,35 @@ def test_batches_are_equal_to_the_bit(class_tree, packed, colours, workers, wind
     (path,) = {name for batch in theirs for name in batch.unreadable}
     number = list_images(class_tree).index(str(Path(path).relative_to(class_tree)))
     assert name == f"{packed}/shard-{number // 7:06d}.tar sample {number % 7}"
+
+
+def test_a_windowed_order_has_whole_runs_fetched(tmp_path, monkeypatch):
+    """Each run of 256 once, all of its images within what the kernel was told, and no more."""
+    for shard in range(3):
+        members = [(f"{n}.jpg", bytes([n % 256]) * (100 + n)) for n in range(300)]
+        write_tar(tmp_path / f"{shard}.tar", members)
+    assert pack("--index", tmp_path).returncode == 0
+    images, plain = open_images(tmp_path, window=512), open_images(tmp_path)
+    told, original = [], os.posix_fadvise
+
+    def fadvise(descriptor, offset, length, advice):
+        assert advice == os.POSIX_FADV_WILLNEED
+        path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        told.append((path, offset, offset + length))
+        original(descriptor, offset, length, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", fadvise)
+    config = PretrainConfig(data=Data(window=512), optim=Optim(epochs=1, batch_size=10))
+    order = Order(900, config, 0).numbers(0, np.arange(900)).tolist()
+    for number in order:
+        assert images.read(number) == plain.read(number)
+    assert len(told) == 4 + 2  # runs 0-255, -511, -767, -899; shards end at 300 and 600
+    for shard in range(3):
+        ranges = sorted((a, b) for path, a, b in told if path == f"{tmp_path}/{shard}.tar")
+        with tarfile.open(tmp_path / f"{shard}.tar") as archive:
+            places = [(m.offset_data, m.offset_data + m.size) for m in archive.getmembers()]
+        assert all(any(a <= x and y <= b for a, b in ranges) for x, y in places)
+        assert (ranges[0][0], ranges[-1][1]) == (places[0][0], places[-1][1])
 
 
 def test_a_run_on_shards_ends_as_one_on_the_folder(image_folder, tmp_path):
