@@ -7,12 +7,15 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from common.checkpoint import latest_good, load_checkpoint
+from common.config import load_config
+from pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).parent.parent
 TINY = """
@@ -244,8 +247,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(config, image_folder,
 def test_every_published_config_loads_and_differs_from_the_defaults(name):
     import yaml
 
-    from common.config import load_config
-    from pretrain.config import PretrainConfig, check
+    from pretrain.config import check
 
     path = ROOT / "configs/pretrain" / name
     config, defaults = load_config(PretrainConfig, path), PretrainConfig()
@@ -257,3 +259,20 @@ def test_every_published_config_loads_and_differs_from_the_defaults(name):
             continue
         for key, value in settings.items():
             assert getattr(default, key) != value, f"{group}.{key}"
+
+
+@pytest.mark.parametrize("batch_size", [1024, 4096])
+def test_larger_batches_are_named_and_differ_by_their_rules_alone(batch_size):
+    name = f"densecl_bs{batch_size}_imagenet_200ep.yaml"
+    found = load_config(PretrainConfig, ROOT / "configs/pretrain" / name)
+    published, ratio = PretrainConfig(), batch_size / 256
+    assert found.model.key_momentum == pytest.approx(0.999**ratio, abs=1e-5)
+    expected = replace(
+        published,
+        model=replace(published.model, key_momentum=found.model.key_momentum),
+        optim=replace(
+            published.optim, batch_size=batch_size, lr=round(0.03 * ratio, 9), warmup_epochs=5
+        ),
+    )
+    assert found.identity() == expected.identity()
+    assert "Not published" in (ROOT / "configs/pretrain" / name).read_text().splitlines()[0]
