@@ -15,6 +15,7 @@ from common.errors import run_command
 from common.shutdown import StopRequest
 from pretrain.bench import __main__ as bench
 from pretrain.bench import growth
+from pretrain.bench.agreement import TOLERANCE, agreement
 from pretrain.bench.parts import generate
 from pretrain.bench.reading import ordering, reading
 from pretrain.bench.reference import PlainStep
@@ -81,6 +82,20 @@ def test_the_plain_step_is_the_same_step(config_file, negatives, optimizer):
             assert ours.pointer == pointer
         for ours, theirs in zip(run.model.key.parameters(), plain.key.parameters()):
             torch.testing.assert_close(ours, theirs)
+
+
+def test_bfloat16_and_colours_on_the_device_train_as_the_plain_step_does(config_file, image_folder):
+    settings = ["data.image_size=64", "model.width=8", "model.hidden=32", "model.embedding=16"]
+    settings += ["optim.batch_size=16", "model.bn_group=8", f"data.root={image_folder}"]
+    settings += ["optim.precision=bf16", "data.colours=device"]
+    config = load_config(PretrainConfig, config_file, settings)
+    rows = agreement(config, CPU, steps=40)
+    assert [row["steps"] for row in rows] == ["1 to 20", "21 to 40"]
+    for row in rows:
+        assert 0 < abs(row["difference"]) < TOLERANCE
+        ours = row["bf16, colours by the device"]
+        assert ours / row["plain"] - 1 == pytest.approx(row["difference"])
+    assert rows[1]["plain"] < rows[0]["plain"] * (1 - TOLERANCE)
 
 
 def test_bytes_are_those_that_operators_touch():

@@ -9,6 +9,7 @@ parts       decoding, cutting, colours, InfoNCE, key encoder: each beside the us
 step        a training step of each configuration; a plain DenseCL step before them
 end-to-end  from files and from shards to updated weights, with launch.workers processes
 roofline    FLOPs and bytes of a step, what the device could do, and the share reached
+agreement   200 steps on data.root, the step as it is beside the plain one
 growth      a step as batch, queue and processes grow, with the fitted exponents
 reading     10^3 to 10^6 tiny images from shards, in three orders
 ordering    which images make a batch, of up to 10^9
@@ -31,6 +32,7 @@ from common.config import load_config
 from common.environment import describe_environment
 from common.errors import UserError, run_command
 from common.files import write_json
+from pretrain.bench.agreement import agreement
 from pretrain.bench.growth import growth
 from pretrain.bench.parts import generate, parts
 from pretrain.bench.reading import ordering, reading
@@ -40,7 +42,10 @@ from pretrain.bench.steps import end_to_end, steps
 from pretrain.config import PretrainConfig, check
 from pretrain.images import Folder, list_images
 
-SECTIONS = ("parts", "step", "end-to-end", "roofline", "growth", "reading", "ordering")
+SECTIONS = (
+    *("parts", "step", "end-to-end", "roofline"),
+    *("agreement", "growth", "reading", "ordering"),
+)
 _USUAL = SECTIONS[:4]
 _CONFIGS = [Path(f"configs/pretrain/{name}_mini.yaml") for name in ("densecl", "moco_v2")]
 _READ, _ORDERED = [10**n for n in range(3, 7)], [10**n for n in range(3, 10)]
@@ -90,6 +95,7 @@ def measure(
                 config, sample_images(arguments.images, place), max(rounds // 4, 1), device
             ),
             "roofline": lambda: roofline(config, rounds, device),
+            "agreement": lambda: agreement(config, device),
             "growth": lambda: growth(
                 config, arguments.config_file[0], arguments.settings, rounds, device
             ),

@@ -72,13 +72,15 @@ def steps(configs: dict[str, PretrainConfig], rounds: int, device: torch.device)
 
 
 def stepping(run: Run) -> Step:
-    """One more step of the run on a batch."""
+    """One more step of the run on a batch; its loss, on the device."""
     stop = StopRequest()
 
-    def step(batch: Batch) -> None:
-        run.notices.append(train_step(run, batch, stop)[1])
+    def step(batch: Batch) -> torch.Tensor:
+        losses, notice = train_step(run, batch, stop)
+        run.notices.append(notice)
         run.step += 1
         settle(run, pending=1)
+        return losses.total.detach()
 
     return step
 
@@ -158,7 +160,7 @@ def feed(step: Step, batches: Iterator[Batch], device: torch.device) -> tuple[fl
 
 def loaded(config: PretrainConfig, images: Images) -> Iterator[Batch]:
     """The loader's batches, as a run gets them."""
-    return iter(data_loader(config, images, 0, pin_memory=config.data.colours == "device"))
+    return iter(data_loader(config, images, 0, pin_memory=torch.cuda.is_available()))
 
 
 def packed(images: Folder, folder: Path, shard_size: int) -> Images:
