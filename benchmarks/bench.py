@@ -63,7 +63,8 @@ def find_engines(config: Any) -> dict[str, ModuleType]:
     """Each importable engine's half of this: `training_step` and `loaded_batches`."""
     names = ["torchvision"]
     try:
-        find_engine("detectron2", config)
+        _, detectron2 = find_engine("detectron2", config)
+        detectron2.detectron2_config(config, 0, Path("unused"))
         names.append("detectron2")
     except UserError as error:
         print(f"the torchvision engine alone: {error}")

@@ -15,6 +15,8 @@ from pretrain.images import Images
 from pretrain.order import Order
 from pretrain.views import Views, random_key, stack
 
+PREFETCHED = 4  # batches that each loading process prepares ahead
+
 
 class Batch(NamedTuple):
     """B images in V views each.
@@ -102,7 +104,7 @@ def data_loader(
         worker_init_fn=set_up_worker,
         # A worker must be this process's own child for the kernel to end it with its parent.
         multiprocessing_context="fork" if workers else None,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCHED if workers else None,
     )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from common.errors import UserError
 from pretrain.shards import INDEX, Shards
 
@@ -39,29 +41,34 @@ class Folder:
     """Image files under `root`; the first folder of each path is its class."""
 
     def __init__(self, root: Path, files: list[str]) -> None:
-        self.root, self.files = root, files
-        self.classes = class_folders(files)
+        self.root, self.classes = root, class_folders(files)
         self._numbers = {name: number for number, name in enumerate(self.classes)}
+        # Not a list: counting a string's references would copy its page into every worker.
+        self._paths = np.array([os.fsencode(path) for path in files])
 
     @property
     def digest(self) -> str:
         """Of the file names."""
-        return hashlib.sha256("\n".join(self.files).encode()).hexdigest()
+        return hashlib.sha256(b"\n".join(self._paths.tolist())).hexdigest()
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self._paths)
+
+    def path(self, number: int) -> str:
+        """Below `root`."""
+        return os.fsdecode(self._paths[number])
 
     def label(self, number: int) -> int:
         """The place of its folder among all."""
-        return self._numbers[_first_folder(self.files[number])]
+        return self._numbers[_first_folder(self.path(number))]
 
     def name(self, number: int) -> str:
         """Its path."""
-        return str(self.root / self.files[number])
+        return str(self.root / self.path(number))
 
     def read(self, number: int) -> bytes:
         """The file's content."""
-        return (self.root / self.files[number]).read_bytes()
+        return (self.root / self.path(number)).read_bytes()
 
 
 def open_images(root: Path, list_file: Path | None = None, window: int = 0) -> Images:

@@ -65,7 +65,8 @@ def pack(images: Folder, target: Path, shard_size: int, workers: int) -> None:
     if claim(target, identity, yaml.safe_dump(identity)):
         print(f"{target}: already finished, nothing to do")
         return
-    write_text(target / "images.txt", "".join(f"{path}\n" for path in images.files))
+    paths = (images.path(number) for number in range(len(images)))
+    write_text(target / "images.txt", "".join(f"{path}\n" for path in paths))
     starts = range(0, len(images), shard_size)
     jobs = (_job(images, target, number, first, shard_size) for number, first in enumerate(starts))
     scans = track(in_order(write_shard, jobs, workers), "shards", total=len(starts))
@@ -118,7 +119,7 @@ def _job(images: Folder, target: Path, number: int, first: int, size: int) -> Jo
     return Job(
         target / f"shard-{number:06d}.tar",
         images.root,
-        images.files[first : first + size],
+        [images.path(member) for member in members],
         [images.label(member) for member in members],
         first,
     )

@@ -51,7 +51,7 @@ def train(run: Run, loader: DataLoader, monitor: Monitor, stop: StopRequest) -> 
     return True
 
 
-def train_step(run: Run, batch: Batch, stop: StopRequest) -> tuple[Losses, Notice]:
+def train_step(run: Run, batch: Batch, stop: StopRequest | bool) -> tuple[Losses, Notice]:
     """One update by whatever method the run is of. The host waits for nothing on the device."""
     lr = learning_rate(run.config.optim, run.step, run.steps_per_epoch)
     for group in run.optimizer.param_groups:
@@ -108,7 +108,7 @@ def backward(run: Run, inputs: Inputs, targets: Any) -> Losses:
     return Losses(torch.stack([part.total.detach() for part in parts]).mean(), values)
 
 
-def tell(run: Run, batch: Batch, losses: Losses, stop: StopRequest) -> Notice:
+def tell(run: Run, batch: Batch, losses: Losses, stop: StopRequest | bool) -> Notice:
     """Tell all processes of a loss that is not finite, a stop signal, unreadable images.
 
     From the first broken loss on no process updates its weights: the optimiser looks at the device.

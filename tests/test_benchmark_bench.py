@@ -49,6 +49,15 @@ def test_both_engines_train_the_same_model_in_turn(call, monkeypatch, capsys, be
     assert f"{found['ratio']['median']:.3f} times Detectron2's" in capsys.readouterr().out
 
 
+@pytest.mark.detectron2
+def test_what_detectron2_cannot_do_here_is_timed_without_it(call, capsys):
+    pytest.importorskip("detectron2")
+    words = ["--iterations", "1", "--batch-size", "2", *TINY, "SOLVER.AMP.ENABLED", "True"]
+    found = call("mini_voc", *words, "MODEL.DEVICE", "cpu")
+    assert list(found["engines"]) == ["torchvision"] and "ratio" not in found
+    assert "the torchvision engine alone: SOLVER.AMP.ENABLED" in capsys.readouterr().out
+
+
 def test_the_ratio_is_of_each_rounds_speeds():
     seconds = {"torchvision": [1.0, 2.0, 4.0], "detectron2": [3.0, 2.0, 8.0]}
     found = bench.summary(seconds, {"torchvision": 5.0, "detectron2": 6.0})

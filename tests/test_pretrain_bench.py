@@ -1,6 +1,7 @@
 """What is timed is the thing itself, beside a reference that computes the same."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.config import load_config
 from common.errors import run_command
-from common.shutdown import StopRequest
 from pretrain.bench import __main__ as bench
 from pretrain.bench import growth
 from pretrain.bench.agreement import TOLERANCE, agreement
@@ -74,7 +74,7 @@ def test_the_plain_step_is_the_same_step(config_file, negatives, optimizer):
             for parameter in run.model.query.parameters():
                 parameter.mul_(1.01)
         plain, batch = PlainStep(config, run.model, CPU), make_batch(config)
-        losses, _ = train_step(run, batch, StopRequest())
+        losses, _ = train_step(run, batch, stop=False)
         assert plain(batch) == pytest.approx(losses.total.item(), rel=1e-3)
         queues = (run.model.global_queue, run.model.dense_queue)
         for ours, theirs, pointer in zip(queues, plain.queues, plain.pointers):
@@ -157,12 +157,16 @@ def test_the_command_writes_what_it_shows(config_file, tmp_path, monkeypatch, ca
     byol = tmp_path / "byol.yaml"
     byol.write_text(TINY.format(method="byol", augmentation="byol"))
     words = ["--config-file", config_file, "--config-file", byol, "--rounds", 1]
-    only = ["--only", "parts", "step", "end-to-end", "roofline"]
+    only = ["parts", "step", "end-to-end", "roofline"]
     images = tmp_path / "images"
     images.mkdir()
     generate(images)
     json_file = tmp_path / "found.json"
-    run_bench(monkeypatch, *words, *only, "--images", images, "--json", json_file)
+    handler = signal.getsignal(signal.SIGINT)
+    run_bench(
+        monkeypatch, *words, "--only", ",".join(only), "--images", images, "--json", json_file
+    )
+    assert signal.getsignal(signal.SIGINT) is handler  # Ctrl-C ends it
     found, shown = json.loads(json_file.read_text()), capsys.readouterr().out
     assert found["environment"]["cpu"] and found["settings"]["byol"]["method"] == "byol"
     ways = [row["way"] for row in found["step"]]
@@ -171,7 +175,7 @@ def test_the_command_writes_what_it_shows(config_file, tmp_path, monkeypatch, ca
     assert sources[1:] == ["files", "shards", "views at hand"] and "plain" in sources[0]
     assert len(found["parts"]) == 12
     assert 0 < found["roofline"][0]["share reached"] < 2
-    for section in only[1:]:
+    for section in only:
         for row in found[section]:
             assert row.get("way", row.get("images from", "fp32")) in shown
 
@@ -190,6 +194,8 @@ def test_a_mistake_is_one_line(config_file, tmp_path, monkeypatch, capsys):
         (["--config-file", tmp_path / "nowhere.yaml"], "nowhere.yaml"),
         (["--config-file", config_file, "--config-file", larger], "add optim.batch_size=N"),
         (["--config-file", config_file, "optim.batch_size=7"], "bn_group"),
+        (["--only", "parts,stp"], "--only stp: no such section (did you mean step?)"),
+        (["--config-file", config_file, "--only", "agreement"], "datasets/imagenet/train"),
         (["--config-file", config_file, "--only", "parts", "--images", "/nowhere"], "/nowhere"),
     ]:
         monkeypatch.setattr(sys, "argv", ["bench", *map(str, words)])
@@ -200,7 +206,7 @@ def test_a_mistake_is_one_line(config_file, tmp_path, monkeypatch, capsys):
 
 
 def test_it_runs_as_a_command(config_file):
-    words = ["--config-file", config_file, "--only", "ordering", "step", "--rounds", "1"]
+    words = ["--config-file", config_file, "--only", "ordering,step", "--rounds", "1"]
     command = [sys.executable, "-m", "pretrain.bench", *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "1,000,000,000" in done.stdout and "densecl, fp32" in done.stdout

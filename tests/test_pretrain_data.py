@@ -1,5 +1,6 @@
 """Which images, in which order, cropped how: decided by (seed, epoch, image number) alone."""
 
+import os
 from collections import Counter
 from dataclasses import replace
 from itertools import chain
@@ -180,6 +181,14 @@ def without_colours(views):
     return views
 
 
+def test_paths_that_are_no_utf8_are_read(image_folder, tmp_path):
+    name = os.fsdecode(b"caf\xe9 \xc3\xa9.jpg")
+    (tmp_path / name).write_bytes((image_folder / "001.jpg").read_bytes())
+    images = open_images(tmp_path)
+    assert images.path(0) == name and len(images.digest) == 64
+    assert images.read(0) == (image_folder / "001.jpg").read_bytes()
+
+
 def test_labels_are_the_numbers_of_the_first_folders(tmp_path):
     for name in ("dog/1.png", "cat/old/2.png", "cat/3.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +196,7 @@ def test_labels_are_the_numbers_of_the_first_folders(tmp_path):
     images = open_images(tmp_path)
     assert images.classes == ["cat", "dog"]
     dataset = PretrainImages(make_config(tmp_path), images)
-    assert {images.files[i]: dataset[(0, i)][3] for i in range(3)} == {
+    assert {images.path(i): dataset[(0, i)][3] for i in range(3)} == {
         "cat/3.png": 0, "cat/old/2.png": 0, "dog/1.png": 1
     }  # fmt: skip
     assert class_folders(["a.jpg", "b/c.jpg"]) == ["", "b"]

@@ -11,7 +11,6 @@ from benchmarks.torchvision_engine.loader import Sample, training_batches
 from benchmarks.torchvision_engine.solver import build_schedule, set_learning_rate
 from benchmarks.torchvision_engine.train import build_run, train_step
 from benchmarks.weights import Backbone
-from common.shutdown import StopRequest
 
 
 def training_step(
@@ -22,7 +21,7 @@ def training_step(
     As a run does it. The learning rate stays the first iteration's.
     """
     device = torch.device(config.MODEL.DEVICE)
-    run = build_run(config, backbone, 0, Path("unused"), device, StopRequest())
+    run = build_run(config, backbone, 0, Path("unused"), device, stop=False)
     set_learning_rate(run.optimizer, config.SOLVER, build_schedule(config.SOLVER), 0)
 
     def step(iteration: int) -> None:

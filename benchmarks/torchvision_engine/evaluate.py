@@ -23,7 +23,7 @@ from common import distributed
 from common.shutdown import StopRequest
 
 
-def evaluate(model: nn.Module, config: Any, stop: StopRequest) -> dict[str, float] | None:
+def evaluate(model: nn.Module, config: Any, stop: StopRequest | bool) -> dict[str, float] | None:
     """Metrics of the test set, on every process; None when one of them was asked to stop.
 
     The model is in evaluation mode afterwards.
@@ -46,7 +46,7 @@ def predict(
     dataset: Dataset,
     images: list[LabelledImage],
     config: Any,
-    stop: StopRequest,
+    stop: StopRequest | bool,
 ) -> list[Any]:
     """What the dataset's evaluation needs of the model's outputs, image by image.
 

@@ -48,7 +48,7 @@ class Run:
     config: Any
     seed: int
     folder: Path
-    stop: StopRequest
+    stop: StopRequest | bool
     images: list[LabelledImage]
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -82,7 +82,7 @@ def build_run(
     seed: int,
     folder: Path,
     device: torch.device,
-    stop: StopRequest,
+    stop: StopRequest | bool,
 ) -> Run:
     """The images, and the model on `device` with every tensor of its backbone proven.
 

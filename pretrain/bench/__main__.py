@@ -3,7 +3,7 @@
 python -m pretrain.bench                       parts, steps, end to end, roofline: some minutes
 python -m pretrain.bench --only step --config-file configs/pretrain/densecl_imagenet_200ep.yaml \\
     --config-file configs/pretrain/moco_v2_imagenet_200ep.yaml optim.batch_size=32
-python -m pretrain.bench --only growth reading ordering     larger and larger: half an hour
+python -m pretrain.bench --only growth,reading,ordering     larger and larger: half an hour
 
 parts       decoding, cutting, colours, InfoNCE, key encoder: each beside the usual way
 step        a training step of each configuration; a plain DenseCL step before them
@@ -30,7 +30,7 @@ from rich.table import Table
 from common import distributed
 from common.config import load_config
 from common.environment import describe_environment
-from common.errors import UserError, run_command
+from common.errors import UserError, did_you_mean, run_command
 from common.files import write_json
 from pretrain.bench.agreement import agreement
 from pretrain.bench.growth import growth
@@ -129,6 +129,18 @@ def _text(value: object) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+def _sections(words: str) -> list[str]:
+    """The sections in "step,roofline"."""
+    chosen = words.split(",")
+    for word in chosen:
+        if word not in SECTIONS:
+            raise UserError(
+                f"--only {word}: no such section{did_you_mean(word, SECTIONS)}: "
+                f"choose of {','.join(SECTIONS)}"
+            )
+    return chosen
+
+
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -139,9 +151,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--config-file", type=Path, action="append", help="one or more; default: the miniature's"
     )
-    parser.add_argument(
-        "--only", nargs="+", choices=SECTIONS, default=_USUAL, help="default: the first four"
-    )
+    parser.add_argument("--only", type=_sections, default=_USUAL, help="default: the first four")
     parser.add_argument("--rounds", type=int, default=15, help="of each way (default: 15)")
     parser.add_argument("--images", type=Path, help="default: generated JPEGs of 500 x 375 pixels")
     parser.add_argument("--folder", type=Path, help="where to put shards to read; default: /tmp")

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 
 from common import distributed
-from common.shutdown import StopRequest
 from common.spread import middle_half
 from pretrain.bench.reference import PlainStep
 from pretrain.bench.rounds import Row, Way, compare, wait_for
 from pretrain.config import PretrainConfig, with_colours
-from pretrain.data import Batch, data_loader
+from pretrain.data import PREFETCHED, Batch, data_loader
 from pretrain.images import Folder, Images, open_images
 from pretrain.methods.densecl import DenseCL
 from pretrain.precision import choose
@@ -30,7 +29,6 @@ from pretrain.views import RECIPES, draw
 
 Step = Callable[[Batch], Any]
 
-_WARM_UP, _BATCHES = 4, 12  # of those that a data loader gives
 PLAIN = "plain: fp32, NCHW, loops"
 
 
@@ -73,10 +71,9 @@ def steps(configs: dict[str, PretrainConfig], rounds: int, device: torch.device)
 
 def stepping(run: Run) -> Step:
     """One more step of the run on a batch; its loss, on the device."""
-    stop = StopRequest()
 
     def step(batch: Batch) -> torch.Tensor:
-        losses, notice = train_step(run, batch, stop)
+        losses, notice = train_step(run, batch, stop=False)
         run.notices.append(notice)
         run.step += 1
         settle(run, pending=1)
@@ -107,10 +104,13 @@ def end_to_end(
     """Images/s from files to updated weights, beside the step on views at hand.
 
     The plain way, for DenseCL, reads by PIL and steps as `PlainStep`. Each way in turn, `rounds`
-    times. The wait is the share of the time in which the step had no batch to go on with.
+    times. The wait is the share of the time in which the step had no batch to go on with. What
+    the loading processes have prepared at the start is used up before the clock runs.
     """
-    needed = (_WARM_UP + _BATCHES) * config.optim.batch_size
-    many = Folder(images.root, images.files * -(-needed // len(images)))
+    prepared = PREFETCHED * config.launch.workers
+    counts = prepared + 4, max(4 * prepared, 12)
+    needed = sum(counts) * config.optim.batch_size
+    many = Folder(images.root, [images.path(n % len(images)) for n in range(needed)])
     with runs({"run": config}, device) as found, tempfile.TemporaryDirectory() as folder:
         run = found["run"]
         shards = packed(many, Path(folder), 1000)
@@ -120,12 +120,12 @@ def end_to_end(
             plain = PlainStep(run.config, run.model, device)
             by_pil = replace(run.config, data=replace(run.config.data, colours="cpu"))
             ways[f"files, {PLAIN}, views by PIL"] = lambda: feed(
-                plain, loaded(by_pil, many), device
+                plain, loaded(by_pil, many), counts, device
             )
         step = stepping(run)
-        ways["files"] = lambda: feed(step, loaded(run.config, many), device)
-        ways["shards"] = lambda: feed(step, loaded(run.config, shards), device)
-        ways["views at hand"] = lambda: feed(step, repeat(at_hand), device)
+        ways["files"] = lambda: feed(step, loaded(run.config, many), counts, device)
+        ways["shards"] = lambda: feed(step, loaded(run.config, shards), counts, device)
+        ways["views at hand"] = lambda: feed(step, repeat(at_hand), counts, device)
         found_of: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         for _ in range(rounds):
             for name, way in ways.items():
@@ -142,20 +142,26 @@ def _speed(name: str, found: list[tuple[float, float]], batch_size: int) -> Row:
     }
 
 
-def feed(step: Step, batches: Iterator[Batch], device: torch.device) -> tuple[float, float]:
-    """Seconds of a step that takes its batches from there, and the share of waiting for them."""
-    for _ in range(_WARM_UP):
+def feed(
+    step: Step, batches: Iterator[Batch], counts: tuple[int, int], device: torch.device
+) -> tuple[float, float]:
+    """Seconds of a step that takes its batches from there, and the share of waiting for them.
+
+    counts: how many steps first, and how many of them are timed then.
+    """
+    first, timed = counts
+    for _ in range(first):
         step(next(batches))
     wait_for(device)
     started, waited = time.perf_counter(), 0.0
-    for _ in range(_BATCHES):
+    for _ in range(timed):
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
         step(batch)
     wait_for(device)
     seconds = time.perf_counter() - started
-    return seconds / _BATCHES, waited / seconds
+    return seconds / timed, waited / seconds
 
 
 def loaded(config: PretrainConfig, images: Images) -> Iterator[Batch]:
@@ -166,7 +172,7 @@ def loaded(config: PretrainConfig, images: Images) -> Iterator[Batch]:
 def packed(images: Folder, folder: Path, shard_size: int) -> Images:
     """Shards of the images, made in a new folder there by the command that users have."""
     listed, target = folder / "list.txt", folder / "shards"
-    listed.write_text("".join(f"{file}\n" for file in images.files))
+    listed.write_text("".join(f"{images.path(n)}\n" for n in range(len(images))))
     words = [images.root, target, "--list-file", listed, "--shard-size", shard_size]
     command = [sys.executable, "-m", "pretrain.pack", *map(str, words)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
