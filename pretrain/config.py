@@ -10,8 +10,7 @@ from typing import Any
 from common.config import option
 from common.errors import UserError, did_you_mean
 from common.resnet import STAGE_BLOCKS
-
-RUN_LENGTH = 256  # consecutive images that a windowed order reads together
+from pretrain.shards import RUN_LENGTH
 
 # What each choice may be, by its key; `check` refuses anything else.
 CHOICES: dict[str, tuple[Any, ...]] = {

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from common import distributed
-from pretrain.config import RUN_LENGTH, PretrainConfig
+from pretrain.config import PretrainConfig
+from pretrain.shards import RUN_LENGTH
 from pretrain.views import random_key
 
 _ROUNDS = 6

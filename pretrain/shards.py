@@ -21,13 +21,13 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import fingerprint, replacing, sha256_of, write_json
-from pretrain.config import RUN_LENGTH
 
 INDEX, ROWS = "index.json", "index.npy"
 FORMAT = "densecl-shards-1"
 # Where an image lies in its shard, in bytes, and its class.
 ROW = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<u4")])
 _IMAGES = {"jpg", "jpeg", "png", "bmp", "webp", "ppm", "tif", "tiff"}
+RUN_LENGTH = 256  # consecutive images that a windowed order reads together
 _MOST_OPEN = 256  # shards that one process holds open
 _BLOCK = 512  # bytes: what a tar file consists of
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from pretrain.config import RUN_LENGTH, Data, Optim, PretrainConfig, check
+from pretrain.config import Data, Optim, PretrainConfig, check
 from pretrain.order import Order, permute, permute_windowed
+from pretrain.shards import RUN_LENGTH
 
 WINDOWS = st.integers(1, 12).map(lambda runs: runs * RUN_LENGTH)
 
