@@ -24,9 +24,9 @@ from common.logs import set_up_logging
 from common.run_folder import claim, mark_done
 from common.shutdown import StopRequest
 from pretrain import config as settings
-from pretrain.data import data_loader
+from pretrain.data import data_loader, images_of
 from pretrain.encoder import initial_backbone
-from pretrain.images import Images, open_images
+from pretrain.images import Images
 from pretrain.monitor import Monitor
 from pretrain.precision import choose
 from pretrain.run import build_run, resume
@@ -86,9 +86,7 @@ def pretrain(
 
 def find_images(config: settings.PretrainConfig) -> Images:
     """The images, at least one batch of them."""
-    data = config.data
-    list_file = Path(data.list_file) if data.list_file else None
-    images = open_images(Path(data.root), list_file, data.window)
+    images = images_of(config.data)
     if len(images) < config.optim.batch_size:
         raise UserError(
             f"{config.data.root}: {len(images)} images do not fill one batch of "

@@ -1,6 +1,7 @@
 """Images → batches of views, in an order that nothing but (seed, step) decides."""
 
 import io
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +11,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from common.shutdown import set_up_worker
-from pretrain.config import PretrainConfig
-from pretrain.images import Images
+from pretrain.config import Data, PretrainConfig
+from pretrain.images import Images, open_images
 from pretrain.order import Order
 from pretrain.views import Views, random_key, stack
 
@@ -37,6 +38,12 @@ class Batch(NamedTuple):
 def most_unreadable(images: int) -> int:
     """How many unreadable images a run bears: 0.01 % of them, at least 10."""
     return max(10, images // 10_000)
+
+
+def images_of(data: Data) -> Images:
+    """The images that the settings name. Raises UserError where there are none."""
+    list_file = Path(data.list_file) if data.list_file else None
+    return open_images(Path(data.root), list_file, data.window)
 
 
 Sample = tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, list[str]]

@@ -9,9 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from common.errors import UserError
-from pretrain.shards import INDEX, Shards
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+from pretrain.shards import EXTENSIONS, INDEX, Shards
 
 
 class Images(Protocol):

@@ -88,7 +88,7 @@ def _step_seconds(trunk: nn.Module, image_size: int, bf16: bool) -> float:
             feature = trunk(images)
         feature.sum().backward()
 
-    return _shortest(step, torch.device("cpu"))
+    return shortest(step, torch.device("cpu"))
 
 
 def choose_attention(
@@ -119,20 +119,20 @@ def compare(device: torch.device, rows: int, keys: int, width: int) -> tuple[str
     if not apart < _TOLERANCE:
         return "chunks", f"flash attention differs from chunks by {apart:.1g}"
     seconds = {
-        name: _shortest(partial(attend, given[0], given[1], 5.0), device)
+        name: shortest(partial(attend, given[0], given[1], 5.0), device)
         for name, attend in ATTENTIONS.items()
     }
     times = ", ".join(f"{name} {1000 * value:.2f} ms" for name, value in seconds.items())
     return min(seconds, key=seconds.__getitem__), f"{times}; they differ by {apart:.1g}"
 
 
-def _shortest(action: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the shortest of three."""
-    times = []
-    for _ in range(3):
+def shortest(action: Callable[[], object], device: torch.device, times: int = 3) -> float:
+    """Seconds of the shortest of several calls."""
+    found = []
+    for _ in range(times):
         start = time.perf_counter()
         action()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times)
+        found.append(time.perf_counter() - start)
+    return min(found)

@@ -26,7 +26,7 @@ INDEX, ROWS = "index.json", "index.npy"
 FORMAT = "densecl-shards-1"
 # Where an image lies in its shard, in bytes, and its class.
 ROW = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<u4")])
-_IMAGES = {"jpg", "jpeg", "png", "bmp", "webp", "ppm", "tif", "tiff"}
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 RUN_LENGTH = 256  # consecutive images that a windowed order reads together
 _MOST_OPEN = 256  # shards that one process holds open
 _BLOCK = 512  # bytes: what a tar file consists of
@@ -157,7 +157,7 @@ def scan(path: Path) -> Scan:
                 stem, _, kind = name.partition(".")
                 key = f"{folder}/{stem}"
                 keys.add(key)
-                if kind.lower() in _IMAGES:
+                if f".{kind.lower()}" in EXTENSIONS:
                     samples.setdefault(key, (member.offset_data, member.size))
                 elif kind == "cls":
                     labels[key] = _label(archive, member)

@@ -66,9 +66,8 @@ def coco_metrics(
         category_ids = sorted(truth.getCatIds())
         metrics: dict[str, float] = {}
         for kind in (BOXES, MASKS) if with_masks else (BOXES,):
-            evaluation = COCOeval(
-                truth, _results(truth, predictions, category_ids, kind), _KINDS[kind]
-            )
+            found = _results(truth, predictions, category_ids, kind)
+            evaluation = COCOeval(truth, found, _KINDS[kind])
             evaluation.params.imgIds = sorted(int(image_id) for image_id in image_ids)
             _accumulate(evaluation, cores() if len(predictions) > _MANY else 1)
             evaluation.summarize()

@@ -12,7 +12,6 @@ al., Scaling and Benchmarking Self-Supervised Visual Representation Learning (ar
 
 import json
 import logging
-import os
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from benchmarks.svm.low_shot import evaluate_class_on_few, mean_over_samples, re
 from benchmarks.weights import Backbone, load_backbone, prove_loaded
 from common import distributed
 from common.files import write_json
+from common.parallel import cores
 from common.shutdown import StopRequest
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def _fit(
 ) -> dict[str, Any] | None:
     """Each class's result; None when asked to stop."""
     shots, orders = config.SVM.SHOTS, read_orders(len(train))
-    jobs = len(os.sched_getaffinity(0))
+    jobs = cores()
     found: dict[str, Any] = {}
     for number, name in enumerate(train.classes):
         file = folder / "classes" / f"{name}.json"

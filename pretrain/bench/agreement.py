@@ -1,7 +1,6 @@
 """Whether the step as it is trains as the plain step does."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from pretrain.bench.reference import PlainStep
 from pretrain.bench.rounds import Row
 from pretrain.bench.steps import loaded, runs, stepping
 from pretrain.config import PretrainConfig
-from pretrain.images import open_images
+from pretrain.data import images_of
 from pretrain.methods.densecl import DenseCL
 from pretrain.train import learning_rate
 
@@ -23,9 +22,9 @@ def agreement(config: PretrainConfig, device: torch.device, steps: int = STEPS) 
     """A row for each 20 steps: mean losses of both from the same weights, images and draws.
 
     The one as configured (precision, colours, attention), the other in float32, NCHW, views by
-    PIL, whole logits and loops. On the images of data.root.
+    PIL, whole logits and loops. On the images of `data`.
     """
-    images = open_images(Path(config.data.root), None, config.data.window)
+    images = images_of(config.data)
     steps_per_epoch = len(images) // config.optim.batch_size
     if steps > steps_per_epoch * config.optim.epochs or config.method != "densecl":
         raise UserError(f"agreement: needs method = densecl and optim.epochs of {steps} steps")

@@ -8,9 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.bench.rounds import Row, best_seconds, wait_for
+from pretrain.bench.rounds import Row, wait_for
 from pretrain.bench.steps import make_batch, runs, stepping
 from pretrain.config import PretrainConfig
+from pretrain.precision import shortest
 
 
 class ByteCounter(TorchDispatchMode):
@@ -44,7 +45,7 @@ def roofline(config: PretrainConfig, rounds: int, device: torch.device) -> list[
         step(batch)
         with FlopCounterMode(display=False) as flops, ByteCounter() as traffic:
             step(batch)
-        seconds = best_seconds(lambda: step(batch), device, rounds)
+        seconds = shortest(lambda: step(batch), device, rounds)
         dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
         size = config.optim.batch_size
         rate, bandwidth = matmul_rate(device, dtype), copy_rate(device)
@@ -69,14 +70,14 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a square matrix product."""
     n = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    return 2 * n**3 / best_seconds(lambda: a @ b, device)
+    return 2 * n**3 / shortest(lambda: a @ b, device, 5)
 
 
 def copy_rate(device: torch.device) -> float:
     """Bytes/s, read and written, of copying 256 MiB."""
     source = torch.zeros(2**28, dtype=torch.uint8, device=device).add_(1)
     target = torch.zeros_like(source)
-    return 2 * source.nbytes / best_seconds(lambda: target.copy_(source), device)
+    return 2 * source.nbytes / shortest(lambda: target.copy_(source), device, 5)
 
 
 def peak_memory(action: Any, device: torch.device) -> int:

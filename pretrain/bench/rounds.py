@@ -54,15 +54,3 @@ def wait_for(device: torch.device) -> None:
     """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def best_seconds(action: Way, device: torch.device, times: int = 5) -> float:
-    """Of the shortest of several calls."""
-    found = []
-    for _ in range(times):
-        wait_for(device)
-        started = time.perf_counter()
-        action()
-        wait_for(device)
-        found.append(time.perf_counter() - started)
-    return min(found)
