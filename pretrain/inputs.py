@@ -14,7 +14,8 @@ class Inputs:
     """This process's part of the batch at `step`, or some `rows` of it.
 
     crops (V,B,3,H,W) uint8; drawn (V,B,13): the changes to make, None where they have been made;
-    corners (V,B,4), see `Views`; labels (B,). logged: whether what is computed will be shown.
+    labels (B,). corners (V,B,4), see `Views`, stay with the host, who decides by them without
+    asking the device. logged: whether what is computed will be shown.
     """
 
     crops: torch.Tensor

@@ -3,6 +3,7 @@
 Letters: B images, C channels, S² positions, row by row from the top left.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +96,7 @@ def match_entropy(matches: torch.Tensor) -> torch.Tensor:
 
     matches (B,S²) → scalar: entropy of the chosen positions over the batch, divided by ln S².
     """
-    positions = matches.shape[1]
-    share = torch.bincount(matches.flatten(), minlength=positions).float() / matches.numel()
-    return torch.special.entr(share).sum() / max(torch.log(torch.tensor(positions)), 1e-12)
+    chosen, positions = matches.flatten(), matches.shape[1]
+    # Not bincount, which asks a GPU for the largest value.
+    counts = chosen.new_zeros(positions).scatter_add_(0, chosen, torch.ones_like(chosen))
+    return torch.special.entr(counts / len(chosen)).sum() / max(math.log(positions), 1e-12)

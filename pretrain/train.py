@@ -77,7 +77,7 @@ def on_device(run: Run, batch: Batch) -> Inputs:
     return Inputs(
         crops=move(batch.views),
         drawn=None if batch.drawn is None else move(batch.drawn),
-        corners=move(batch.corners),
+        corners=batch.corners,
         labels=move(batch.labels),
         recipe=run.config.data.augmentation,
         step=run.step,

@@ -105,7 +105,8 @@ class DenseCL(MoCo):
             case "head":
                 return match_by_similarity(query.dense, key.dense)
             case "geometric":
-                return match_by_place(inputs.corners[0], inputs.corners[1], key.dense.shape[2])
+                corners = inputs.corners.to(key.dense.device, non_blocking=True)
+                return match_by_place(corners[0], corners[1], key.dense.shape[2])
             case _:
                 count, positions = self.config.optim.batch_size, key.dense.shape[2]
                 matches = match_randomly(count, positions, self.config.seed, inputs.step)

@@ -115,10 +115,11 @@ def compared_regions(
     """
     query, key = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (query, key))
     size = inputs.crops.shape[-1]
-    of_query = windows(size, level).to(query.device, query.dtype)
+    # By the host: how many windows are shared decides the shapes of all that follows.
+    of_query = windows(size, level).to(query.dtype)
     of_key, shared = mapped(of_query, size, *inputs.corners)  # (B,N,4), (B,N)
-    positive = pooled(key, [boxes[s] for boxes, s in zip(of_key, shared)], level)  # (N,R)
-    rows = pooled(query, [of_query[s] for s in shared], level)
+    positive = pooled(key, of_key, shared, level)  # (N,R)
+    rows = pooled(query, of_query.expand_as(of_key), shared, level)
     cells = level.window // level.stride
     slid = unit_length(F.avg_pool2d(key, cells, stride=1))  # (B,R,h',w')
     negatives = slid.permute(0, 2, 3, 1).reshape(-1, slid.shape[1])  # (T,R)
@@ -153,7 +154,12 @@ def mapped(
     return found, ((found >= 0) & (found <= size)).all(2)
 
 
-def pooled(maps: torch.Tensor, boxes: list[torch.Tensor], level: Level) -> torch.Tensor:
-    """Maps (B,R,h,w), each image's boxes (n,4) → the mean over each box, (N,R) of unit length."""
-    regions = roi_align(maps, boxes, 1, 1 / level.stride, _SAMPLES, aligned=True)
+def pooled(
+    maps: torch.Tensor, boxes: torch.Tensor, chosen: torch.Tensor, level: Level
+) -> torch.Tensor:
+    """Maps (B,R,h,w) → the mean over each of the host's boxes (B,N,4) where `chosen` (B,N) is
+    true: one row of unit length for each, (·,R)."""
+    images = chosen.nonzero()[:, :1].to(boxes.dtype)
+    rois = torch.cat([images, boxes[chosen]], 1).to(maps.device, non_blocking=True)  # (·,5)
+    regions = roi_align(maps, rois, 1, 1 / level.stride, _SAMPLES, aligned=True)
     return unit_length(regions.flatten(1))
