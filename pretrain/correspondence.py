@@ -118,7 +118,8 @@ def main() -> None:
     pictures = []
     chosen = chosen_images(arguments.images, arguments.count)
     for number, (name, image) in enumerate(chosen):
-        views, corners, _ = make_views(image, random_key(0, number))
+        pair, corners, _ = make_views(image, random_key(0, number))
+        views = torch.stack(pair)
         files = {}
         for network in networks:
             query, key = features(network, views)

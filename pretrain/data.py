@@ -1,6 +1,7 @@
 """Images → batches of views, in an order that nothing but (seed, step) decides."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,13 +9,13 @@ import numpy as np
 import simplejpeg
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from common.shutdown import set_up_worker
 from pretrain.config import Data, PretrainConfig
 from pretrain.images import Images, open_images
 from pretrain.order import Order
-from pretrain.views import Views, random_key, stack
+from pretrain.views import Views, random_key
 
 PREFETCHED = 4  # batches that each loading process prepares ahead
 
@@ -46,11 +47,11 @@ def images_of(data: Data) -> Images:
     return open_images(Path(data.root), list_file, data.window)
 
 
-Sample = tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, list[str]]
+Sample = tuple[list[torch.Tensor], torch.Tensor, torch.Tensor, int, list[str]]
 
 
 class PretrainImages(Dataset):
-    """Item (epoch, number) → views (V,3,H,W), corners (V,4), drawn (V,13), label, unreadable paths.
+    """Item (epoch, number) → V views (3,H,W), corners (V,4), drawn (V,13), label, unreadable paths.
 
     With data.colours = device the views are crops, see `Views`.
     """
@@ -122,9 +123,18 @@ def _collate(samples: list[Sample]) -> Batch:
 def _collate_crops(samples: list[Sample]) -> Batch:
     views, corners, drawn, labels, unreadable = zip(*samples)
     return Batch(
-        stack(views, dim=1),
+        _stack(views),
         torch.stack(corners, dim=1),
         torch.tensor(labels),
         [path for paths in unreadable for path in paths],
         torch.stack(drawn, dim=1),
     )
+
+
+def _stack(views: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
+    """B images' V views (3,H,W) → (V,B,3,H,W), channels last in memory as they are.
+
+    The default collation puts them into what processes share at once, so they are copied once.
+    """
+    rows = [view.movedim(0, 2) for alike in zip(*views) for view in alike]
+    return default_collate(rows).unflatten(0, (-1, len(views))).movedim(4, 2)

@@ -5,20 +5,20 @@ recipe, wherever its source has it: no other step can tell left from right.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFilter
-from torchvision import transforms
 from torchvision.transforms.functional import (
     InterpolationMode,
     adjust_brightness,
     adjust_contrast,
     adjust_hue,
     adjust_saturation,
+    get_dimensions,
     hflip,
     pil_to_tensor,
     resized_crop,
@@ -80,36 +80,57 @@ JITTER, ORDER, FACTORS = 0, slice(1, 5), slice(5, 9)  # ORDER: which of FACTORS 
 GREY, SIGMA, SOLARISE, MIRROR = 9, 10, 11, 12  # SIGMA: of the blur in pixels, 0 for none
 _COLUMNS = 13
 SOLARISE_FROM = 128  # brightness, of 255
+_ASPECT = 4 / 3  # of a crop, at most, either way
+_LOG_ASPECTS = torch.log(torch.tensor([1 / _ASPECT, _ASPECT])).tolist()
 
 
-def draw(colours: Colours) -> list[float]:
-    """The 13 numbers that decide a view's changes, from torch's global generator."""
+def draw(colours: Colours, random: torch.Generator) -> list[float]:
+    """The 13 numbers that decide a view's changes: those that torchvision's ColorJitter and its
+    like would draw, one after another, from this generator."""
     drawn = [0.0] * _COLUMNS
     if colours.grey_first:
-        drawn[GREY] = _happens(colours.grey_probability)
-    if colours.jitter_probability and not torch.rand(1) > colours.jitter_probability:
-        jitter = _jitter(colours.jitter)
-        order, *factors = jitter.get_params(
-            jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue
-        )
-        drawn[JITTER], drawn[ORDER], drawn[FACTORS] = 1.0, order.tolist(), factors
+        drawn[GREY] = _happens(colours.grey_probability, random)
+    if colours.jitter_probability and _happens(colours.jitter_probability, random):
+        drawn[JITTER], drawn[ORDER] = 1.0, torch.randperm(4, generator=random).tolist()
+        around = zip((1, 1, 1, 0), colours.jitter)
+        drawn[FACTORS] = [_uniform(middle - far, middle + far, random) for middle, far in around]
     if colours.grey_probability and not colours.grey_first:
-        drawn[GREY] = _happens(colours.grey_probability)
-    if colours.blur_probability and not torch.rand(1) > colours.blur_probability:
-        drawn[SIGMA] = torch.empty(1).uniform_(0.1, 2.0).item()
+        drawn[GREY] = _happens(colours.grey_probability, random)
+    if colours.blur_probability and _happens(colours.blur_probability, random):
+        drawn[SIGMA] = _uniform(0.1, 2.0, random)
     if colours.solarise_probability:
-        drawn[SOLARISE] = _happens(colours.solarise_probability)
-    drawn[MIRROR] = _happens(0.5)
+        drawn[SOLARISE] = _happens(colours.solarise_probability, random)
+    drawn[MIRROR] = _happens(0.5, random)
     return drawn
 
 
-@cache
-def _jitter(amounts: tuple[float, float, float, float]) -> transforms.ColorJitter:
-    return transforms.ColorJitter(*amounts)
+def draw_crop(
+    width: int, height: int, min_area: float, random: torch.Generator
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width in pixels: what torchvision's RandomResizedCrop.get_params
+    would draw from this generator, in a quarter of its time.
+
+    The share of the image's area is uniform, the aspect ratio's logarithm is, and the place is,
+    among those that lie in the image; after ten that do not, as much of the middle as may be.
+    """
+    for _ in range(10):
+        area = width * height * _uniform(min_area, 1, random)
+        aspect = torch.empty(1).uniform_(*_LOG_ASPECTS, generator=random).exp_().item()
+        across, down = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < across <= width and 0 < down <= height:
+            top = torch.randint(height - down + 1, (1,), generator=random).item()
+            left = torch.randint(width - across + 1, (1,), generator=random).item()
+            return int(top), int(left), down, across
+    across, down = min(width, round(height * _ASPECT)), min(height, round(width * _ASPECT))
+    return (height - down) // 2, (width - across) // 2, down, across
 
 
-def _happens(probability: float) -> float:
-    return float(torch.rand(1) < probability)
+def _uniform(low: float, high: float, random: torch.Generator) -> float:
+    return torch.empty(1).uniform_(low, high, generator=random).item()
+
+
+def _happens(probability: float, random: torch.Generator) -> bool:
+    return torch.rand(1, generator=random).item() < probability
 
 
 def change(view: Image.Image, drawn: Sequence[float], grey_first: bool) -> Image.Image:
@@ -132,7 +153,7 @@ _ADJUST = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
 
 
 class Views:
-    """An image → its V views (V,3,size,size) uint8, drawn independently, and their corners.
+    """An image → its V views (3,size,size) uint8, drawn independently, and their corners.
 
     corners (V,4) float32: left, top, right, bottom of each view in the image, in pixels. A
     mirrored view begins at its crop's right side: its left is greater than its right.
@@ -144,31 +165,29 @@ class Views:
 
     def __init__(self, recipe: str, size: int, min_crop_area: float) -> None:
         self.recipe = RECIPES[recipe]
-        self.size, self.area = size, [min_crop_area, 1.0]
+        self.size, self.min_area = size, min_crop_area
 
     def __call__(
         self, image: Image.Image | torch.Tensor, key: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        # torchvision draws from torch's global generator, which belongs to someone else.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(key)
-            parts = [self._view(image, colours) for colours in self.recipe.views]
+    ) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+        random = torch.Generator().manual_seed(key)
+        parts = [self._view(image, colours, random) for colours in self.recipe.views]
         views, corners, drawn = zip(*parts)
-        return stack(views), torch.tensor(corners), torch.tensor(drawn)
+        return list(views), torch.tensor(corners, dtype=torch.float32), torch.tensor(drawn)
 
     def _view(
-        self, image: Image.Image | torch.Tensor, colours: Colours
-    ) -> tuple[torch.Tensor, tuple[float, float, float, float], list[float]]:
-        crop = transforms.RandomResizedCrop.get_params(image, self.area, [3 / 4, 4 / 3])
-        drawn = draw(colours)
+        self, image: Image.Image | torch.Tensor, colours: Colours, random: torch.Generator
+    ) -> tuple[torch.Tensor, tuple[int, int, int, int], list[float]]:
+        _, height, width = get_dimensions(image)
+        top, left, down, across = crop = draw_crop(width, height, self.min_area, random)
+        drawn = draw(colours, random)
         if isinstance(image, torch.Tensor):
             view = self.cut(image, *crop)
         else:
             size = [self.size, self.size]
             pixels = resized_crop(image, *crop, size, self.recipe.interpolation)
             view = pil_to_tensor(change(pixels, drawn, colours.grey_first))
-        top, left, height, width = map(float, crop)
-        right, bottom = left + width, top + height
+        right, bottom = left + across, top + down
         corners = (right, top, left, bottom) if drawn[MIRROR] else (left, top, right, bottom)
         return view, corners, drawn
 
@@ -181,12 +200,6 @@ class Views:
         crop = rows[None].permute(0, 3, 1, 2)
         size, mode = (self.size, self.size), self.recipe.interpolation.value
         return F.interpolate(crop, size, mode=mode, antialias=True, align_corners=False)[0]
-
-
-def stack(images: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
-    """torch.stack of (...,3,H,W), channels last in memory as these are: nothing is transposed."""
-    last = [image.movedim(-3, -1) for image in images]
-    return torch.stack(last, dim).movedim(-1, -3)
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 from PIL import Image
+from torchvision.transforms import ColorJitter, RandomResizedCrop
 
 from pretrain.config import Data, Launch, Optim, PretrainConfig, with_colours
 from pretrain.data import PretrainImages, data_loader, decode_image, decode_tensor
@@ -28,8 +29,10 @@ from pretrain.views import (
     SIGMA,
     SOLARISE,
     STD,
+    Colours,
     Views,
     draw,
+    draw_crop,
     random_key,
 )
 
@@ -114,8 +117,8 @@ def test_whatever_a_recipe_draws(recipe):
     generator = torch.Generator().manual_seed(5)
     crops = torch.randint(0, 256, (64, 3, 24, 24), generator=generator, dtype=torch.uint8)
     for colours in RECIPES[recipe].views:
-        torch.manual_seed(11)
-        drawn = torch.tensor([draw(colours) for _ in range(len(crops))])
+        random = torch.Generator().manual_seed(11)
+        drawn = torch.tensor([draw(colours, random) for _ in range(len(crops))])
         assert_as_torchvision(crops, drawn, colours.grey_first)
 
 
@@ -124,8 +127,8 @@ def test_how_often_and_how_much(recipe):
     """Over 10,000 draws: shares within four standard errors, ranges filled and never left."""
     draws = 10_000
     for colours in RECIPES[recipe].views:
-        torch.manual_seed(1)
-        drawn = torch.tensor([draw(colours) for _ in range(draws)])
+        random = torch.Generator().manual_seed(1)
+        drawn = torch.tensor([draw(colours, random) for _ in range(draws)])
         shares = {
             JITTER: colours.jitter_probability,
             GREY: colours.grey_probability,
@@ -156,6 +159,31 @@ def assert_uniform(values, low, high):
     ideal = (sorted_values - low) / (high - low)
     distance = np.abs(ideal - np.arange(1, len(ideal) + 1) / len(ideal)).max()
     assert distance < 1.95 / len(ideal) ** 0.5 + 1 / len(ideal)
+
+
+@pytest.mark.parametrize("width, height", [(500, 375), (64, 96), (300, 60), (40, 400), (1, 5)])
+def test_crops_are_drawn_as_torchvision_draws_them(width, height):
+    """10,000 times the same, from generators in the same state."""
+    image, random = torch.empty(3, height, width), torch.Generator().manual_seed(2)
+    torch.manual_seed(2)
+    for _ in range(10_000):
+        expected = RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3])
+        assert draw_crop(width, height, 0.2, random) == expected
+
+
+def test_factors_and_their_order_are_drawn_as_torchvision_draws_them():
+    colours = Colours((0.8, 0.4, 0.3, 0.2), 1.0)
+    jitter = ColorJitter(*colours.jitter)
+    random = torch.Generator().manual_seed(2)
+    torch.manual_seed(2)
+    for _ in range(1000):
+        drawn = draw(colours, random)
+        torch.rand(1)  # whether at all
+        order, *factors = jitter.get_params(
+            *(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+        )
+        torch.rand(1)  # the mirroring
+        assert drawn[ORDER] == order.tolist() and drawn[FACTORS] == factors
 
 
 # --- the two ways side by side ---
@@ -214,8 +242,8 @@ def test_a_plain_crop_is_within_a_level_of_pils(photo):
         view, _, drawn = make_views(decode_image(photo), key)
         crop = make_views(decode_tensor(photo), key)[0]
         if drawn[0, MIRROR]:
-            crop = crop.flip(-1)
-        assert (view.int() - crop.int()).abs().max() <= 1
+            crop = [crop[0].flip(-1)]
+        assert (view[0].int() - crop[0].int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("workers, first_step", [(0, 0), (2, 3)])
@@ -233,7 +261,7 @@ def test_the_loader_ships_crops_and_what_was_drawn(image_folder, workers, first_
     item = PretrainImages(config, images)[(0, 5)]
     on_cpu = replace(config, data=replace(config.data, colours="cpu"))
     again = PretrainImages(on_cpu, images)[(0, 5)]
-    assert torch.equal(item[2], again[2]) and not torch.equal(item[0], again[0])
+    assert torch.equal(item[2], again[2]) and not torch.equal(item[0][0], again[0][0])
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor, resized_crop, to_pil_image
 
 from pretrain.bench.rounds import Row, Way, compare
-from pretrain.config import Data, Model, PretrainConfig
-from pretrain.data import PretrainImages, decode_image, decode_tensor
+from pretrain.bench.steps import repeated
+from pretrain.config import Data, Launch, Model, Optim, PretrainConfig
+from pretrain.data import data_loader, decode_image, decode_tensor
 from pretrain.device_views import augment
-from pretrain.images import Images
+from pretrain.images import Folder
 from pretrain.loss import info_nce
 from pretrain.methods.moco import MoCo
 from pretrain.views import RECIPES, Views, change, draw
@@ -23,7 +24,7 @@ _SIZE = 224  # side of a view
 _GENERATED = 48
 
 
-def parts(images: Images, rounds: int, device: torch.device) -> list[Row]:
+def parts(images: Folder, rounds: int, device: torch.device) -> list[Row]:
     """A row for each way of each part. Those that read and cut images run on one CPU thread."""
     cpu = torch.device("cpu")
     threads = torch.get_num_threads()
@@ -61,12 +62,12 @@ def generate(folder: Path) -> Path:
     return folder
 
 
-def _chosen(images: Images) -> list[int]:
+def _chosen(images: Folder) -> list[int]:
     generator = torch.Generator().manual_seed(0)
     return torch.randperm(len(images), generator=generator)[:_AT_ONCE].tolist()
 
 
-def _decoding(images: Images) -> dict[str, Way]:
+def _decoding(images: Folder) -> dict[str, Way]:
     contents = [images.read(number) for number in _chosen(images)]
     return {
         "PIL": lambda: [decode_image(content) for content in contents],
@@ -74,7 +75,7 @@ def _decoding(images: Images) -> dict[str, Way]:
     }
 
 
-def _cutting(images: Images) -> dict[str, Way]:
+def _cutting(images: Folder) -> dict[str, Way]:
     contents = [images.read(number) for number in _chosen(images)]
     pictures, tensors = map(decode_image, contents), map(decode_tensor, contents)
     pairs = list(zip(pictures, tensors))
@@ -86,12 +87,14 @@ def _cutting(images: Images) -> dict[str, Way]:
     }
 
 
-def _viewing(images: Images) -> dict[str, Way]:
-    chosen = _chosen(images)
+def _viewing(images: Folder) -> dict[str, Way]:
+    enough = repeated(images, max(len(images), _AT_ONCE))
 
     def reader(colours: str) -> Way:
-        dataset = PretrainImages(PretrainConfig(data=Data(colours=colours)), images)
-        return lambda: [dataset[(0, number)] for number in chosen]
+        optim, launch = Optim(epochs=10_000, batch_size=_AT_ONCE), Launch(workers=0)
+        config = PretrainConfig(data=Data(colours=colours), optim=optim, launch=launch)
+        batches = iter(data_loader(config, enough, 0, pin_memory=False))
+        return lambda: next(batches)
 
     return {"PIL": reader("cpu"), "crops, colours left to the device": reader("device")}
 
@@ -101,9 +104,7 @@ def _colouring(device: torch.device) -> dict[str, Way]:
     generator = torch.Generator().manual_seed(0)
     small = torch.rand(_AT_ONCE, 3, 12, 12, generator=generator) * 255
     crops = F.interpolate(small, (_SIZE, _SIZE), mode="bilinear").byte()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        drawn = [draw(colours) for _ in range(_AT_ONCE)]
+    drawn = [draw(colours, generator) for _ in range(_AT_ONCE)]
     pictures = [to_pil_image(crop) for crop in crops]
     there, changes = crops.to(device), torch.tensor(drawn).to(device)
     return {

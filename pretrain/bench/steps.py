@@ -88,7 +88,7 @@ def make_batch(config: PretrainConfig) -> Batch:
     recipe = RECIPES[config.data.augmentation].views
     generator = torch.Generator().manual_seed(0)
     shape = (len(recipe), count, 3, size, size)
-    drawn = [[draw(colours) for _ in range(count)] for colours in recipe]
+    drawn = [[draw(colours, generator) for _ in range(count)] for colours in recipe]
     return Batch(
         views=torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
         corners=torch.tensor([0.0, 0.0, size, size]).expand(len(recipe), count, 4),
@@ -110,7 +110,7 @@ def end_to_end(
     prepared = PREFETCHED * config.launch.workers
     counts = prepared + 4, max(4 * prepared, 12)
     needed = sum(counts) * config.optim.batch_size
-    many = Folder(images.root, [images.path(n % len(images)) for n in range(needed)])
+    many = repeated(images, needed)
     with runs({"run": config}, device) as found, tempfile.TemporaryDirectory() as folder:
         run = found["run"]
         shards = packed(many, Path(folder), 1000)
@@ -131,6 +131,11 @@ def end_to_end(
             for name, way in ways.items():
                 found_of[name].append(way())
     return [_speed(name, values, config.optim.batch_size) for name, values in found_of.items()]
+
+
+def repeated(images: Folder, count: int) -> Folder:
+    """So many, again from the first after the last."""
+    return Folder(images.root, [images.path(n % len(images)) for n in range(count)])
 
 
 def _speed(name: str, found: list[tuple[float, float]], batch_size: int) -> Row:
