@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from pretrain.bench import __main__ as bench
 from pretrain.bench import growth
 from pretrain.bench.agreement import TOLERANCE, agreement
 from pretrain.bench.parts import generate
+from pretrain.bench.peers import LightlyStep
 from pretrain.bench.reading import ordering, reading
 from pretrain.bench.reference import PlainStep
 from pretrain.bench.roofline import ByteCounter, peak_memory
@@ -25,6 +27,7 @@ from pretrain.bench.steps import make_batch, runs
 from pretrain.config import PretrainConfig
 from pretrain.images import Folder, list_images
 from pretrain.train import train_step
+from pretrain.views import normalise
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -82,6 +85,43 @@ def test_the_plain_step_is_the_same_step(config_file, negatives, optimizer):
             assert ours.pointer == pointer
         for ours, theirs in zip(run.model.key.parameters(), plain.key.parameters()):
             torch.testing.assert_close(ours, theirs)
+
+
+def test_the_step_of_lightlys_parts_is_the_same_step(config_file):
+    """From the same weights and queues, where nothing is shuffled: one group has all images."""
+    pytest.importorskip("lightly.loss", reason="needs lightly: pip install --no-deps lightly")
+    settings = ["model.bn_group=8", "loss.negatives=local", "data.colours=cpu"]
+    config = load_config(PretrainConfig, config_file, [*settings, "data.image_size=64"])
+    with runs({"run": config}, CPU) as found:
+        model = found["run"].model
+        plain, theirs = PlainStep(config, model, CPU), LightlyStep(config, CPU, half=False)
+        with torch.no_grad():
+            for ours, copied in zip(model.query.parameters(), theirs.query.parameters()):
+                copied.copy_(ours.view_as(copied))
+        theirs.key.load_state_dict(theirs.query.state_dict())
+        for queue, loss in zip((model.global_queue, model.dense_queue), theirs.losses):
+            loss.memory_bank.bank.copy_(queue.rows)
+        batch = make_batch(config)
+        views = [normalise(view) for view in batch.views]
+        assert theirs(*views) == pytest.approx(plain(batch), rel=1e-3)
+        for ours, copied in zip(plain.query.parameters(), theirs.query.parameters()):
+            apart = (ours.grad - copied.grad.view_as(ours)).norm() / ours.grad.norm()
+            assert apart < 0.02  # a fresh ResNet amplifies rounding
+
+
+def test_peers_are_timed_beside_this_one(config_file, tmp_path, monkeypatch, capsys):
+    words = ["--config-file", config_file, "--only", "peers", "--rounds", 1]
+    if find_spec("lightly") is None:
+        monkeypatch.setattr(sys, "argv", ["bench", *map(str, words)])
+        with pytest.raises(SystemExit):
+            run_command(bench.main)
+        assert "pip install --no-deps lightly" in capsys.readouterr().err
+        return
+    run_bench(monkeypatch, *words, "--json", tmp_path / "found.json")
+    rows = json.loads((tmp_path / "found.json").read_text())["peers"]
+    assert [row["way"].partition(",")[0] for row in rows] == [
+        "lightly", "this one by PIL", "this one", "lightly", "lightly", "this one"
+    ]  # fmt: skip
 
 
 def test_bfloat16_and_colours_on_the_device_train_as_the_plain_step_does(config_file, image_folder):

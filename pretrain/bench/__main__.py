@@ -10,6 +10,7 @@ step        a training step of each configuration; a plain DenseCL step before t
 end-to-end  from files and from shards to updated weights, with launch.workers processes
 roofline    FLOPs and bytes of a step, what the device could do, and the share reached
 agreement   200 steps on data.root, the step as it is beside the plain one
+peers       views and a step beside lightly's DenseCL, where lightly is installed
 growth      a step as batch, queue and processes grow, with the fitted exponents
 reading     10^3 to 10^6 tiny images from shards, in three orders
 ordering    which images make a batch, of up to 10^9
@@ -35,6 +36,7 @@ from common.files import write_json
 from pretrain.bench.agreement import agreement
 from pretrain.bench.growth import growth
 from pretrain.bench.parts import generate, parts
+from pretrain.bench.peers import peers
 from pretrain.bench.reading import ordering, reading
 from pretrain.bench.roofline import roofline
 from pretrain.bench.rounds import Row
@@ -44,7 +46,7 @@ from pretrain.images import Folder, list_images
 
 SECTIONS = (
     *("parts", "step", "end-to-end", "roofline"),
-    *("agreement", "growth", "reading", "ordering"),
+    *("agreement", "peers", "growth", "reading", "ordering"),
 )
 _USUAL = SECTIONS[:4]
 _CONFIGS = [Path(f"configs/pretrain/{name}_mini.yaml") for name in ("densecl", "moco_v2")]
@@ -96,6 +98,7 @@ def measure(
             ),
             "roofline": lambda: roofline(config, rounds, device),
             "agreement": lambda: agreement(config, device),
+            "peers": lambda: peers(config, sample_images(arguments.images, place), rounds, device),
             "growth": lambda: growth(
                 config, arguments.config_file[0], arguments.settings, rounds, device
             ),

@@ -18,7 +18,7 @@ from pretrain.loss import info_nce
 from pretrain.methods.moco import MoCo
 from pretrain.views import RECIPES, Views, change, draw
 
-_AT_ONCE = 16  # images of a round
+AT_ONCE = 16  # images of a round
 _ROWS, _QUEUE, _WIDTH = 392, 65536, 128  # 8 images of 7×7 positions
 _SIZE = 224  # side of a view
 _GENERATED = 48
@@ -35,10 +35,10 @@ def parts(images: Folder, rounds: int, device: torch.device) -> list[Row]:
         "cut two views": _cutting(images),
         "two views of an image, whole": _viewing(images),
     }.items():
-        rows += [{"part": name} | row for row in compare(ways, _AT_ONCE, rounds, cpu)]
+        rows += [{"part": name} | row for row in compare(ways, AT_ONCE, rounds, cpu)]
     torch.set_num_threads(1 if device == cpu else threads)
     for name, (ways, count) in {
-        "colours, blur and mirroring of a view": (_colouring(device), _AT_ONCE),
+        "colours, blur and mirroring of a view": (_colouring(device), AT_ONCE),
         "InfoNCE, 392 rows, 65,536 negatives": (_losses(device), 8),
         "key encoder follows the query's": (_following(device), 1),
     }.items():
@@ -64,7 +64,7 @@ def generate(folder: Path) -> Path:
 
 def _chosen(images: Folder) -> list[int]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randperm(len(images), generator=generator)[:_AT_ONCE].tolist()
+    return torch.randperm(len(images), generator=generator)[:AT_ONCE].tolist()
 
 
 def _decoding(images: Folder) -> dict[str, Way]:
@@ -88,23 +88,27 @@ def _cutting(images: Folder) -> dict[str, Way]:
 
 
 def _viewing(images: Folder) -> dict[str, Way]:
-    enough = repeated(images, max(len(images), _AT_ONCE))
+    return {
+        "PIL": batches_of(images, "cpu"),
+        "crops, colours left to the device": batches_of(images, "device"),
+    }
 
-    def reader(colours: str) -> Way:
-        optim, launch = Optim(epochs=10_000, batch_size=_AT_ONCE), Launch(workers=0)
-        config = PretrainConfig(data=Data(colours=colours), optim=optim, launch=launch)
-        batches = iter(data_loader(config, enough, 0, pin_memory=False))
-        return lambda: next(batches)
 
-    return {"PIL": reader("cpu"), "crops, colours left to the device": reader("device")}
+def batches_of(images: Folder, colours: str) -> Way:
+    """One more batch of two views of `AT_ONCE` images, by this process."""
+    optim, launch = Optim(epochs=10_000, batch_size=AT_ONCE), Launch(workers=0)
+    config = PretrainConfig(data=Data(colours=colours), optim=optim, launch=launch)
+    enough = repeated(images, max(len(images), AT_ONCE))
+    batches = iter(data_loader(config, enough, 0, pin_memory=False))
+    return lambda: next(batches)
 
 
 def _colouring(device: torch.device) -> dict[str, Way]:
     colours = RECIPES["moco_v2"].views[0]
     generator = torch.Generator().manual_seed(0)
-    small = torch.rand(_AT_ONCE, 3, 12, 12, generator=generator) * 255
+    small = torch.rand(AT_ONCE, 3, 12, 12, generator=generator) * 255
     crops = F.interpolate(small, (_SIZE, _SIZE), mode="bilinear").byte()
-    drawn = [draw(colours, generator) for _ in range(_AT_ONCE)]
+    drawn = [draw(colours, generator) for _ in range(AT_ONCE)]
     pictures = [to_pil_image(crop) for crop in crops]
     there, changes = crops.to(device), torch.tensor(drawn).to(device)
     return {
