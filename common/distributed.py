@@ -20,21 +20,28 @@ def start(device_type: str = "auto") -> torch.device:
 
     torchrun sets RANK and WORLD_SIZE. An srun step sets SLURM_STEP_NUM_TASKS (an sbatch script
     without srun does not, so a plain `python` inside a larger allocation stays one process).
-    Gloo on CPU, NCCL on GPUs.
+    Gloo on CPU, NCCL on GPUs. Raises UserError where a GPU is asked for and there is none.
     """
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         os.environ.setdefault("SUBMITIT_EXECUTOR", "slurm")  # also when srun was called by hand
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         os.environ["MASTER_PORT"] = str(_port())
     use_cuda = device_type == "cuda" or (device_type == "auto" and torch.cuda.is_available())
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if use_cuda else "cpu"
+    device = torch.device("cuda" if use_cuda else "cpu")
     if use_cuda:
+        if not torch.cuda.is_available():
+            raise UserError(
+                f"device cuda: no GPU that PyTorch {torch.__version__} can use is visible: ask for "
+                "one, look at its driver, or choose cpu"
+            )
+        # A task that sees its own GPU alone (srun --gpus-per-task) knows it as number 0.
+        number = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+        device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # The others wait while the main process scores a whole test set: ten minutes and more.
         dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timedelta(hours=1))
-    return torch.device(device)
+    return device
 
 
 def _port() -> int:

@@ -34,6 +34,8 @@ from pretrain.train import train
 
 log = logging.getLogger("pretrain")
 
+_PUBLISHED_WIDTH = 64
+
 
 def main() -> None:
     """Parse, join the other processes, train, leave."""
@@ -63,7 +65,8 @@ def pretrain(
         print(f"{folder}: already finished, nothing to do")
         return
     set_up_logging(folder, distributed.is_main())
-    warn(config, len(images))
+    log.info("training on %s, %d process(es)", device, distributed.world_size())
+    warn(config, len(images), device)
 
     run = build_run(config, folder, device, images)
     choose(run)
@@ -114,8 +117,14 @@ def check_synchronised(config: settings.PretrainConfig, device: torch.device) ->
         )
 
 
-def warn(config: settings.PretrainConfig, images: int) -> None:
+def warn(config: settings.PretrainConfig, images: int, device: torch.device) -> None:
     """Settings that work but rarely mean well."""
+    if device.type == "cpu" and config.model.width >= _PUBLISHED_WIDTH:
+        log.warning(
+            "no GPU that PyTorch %s can use: a network of the published width takes months on a "
+            "CPU; launch.device=cuda refuses to start without a GPU",
+            torch.__version__,
+        )
     queue = config.method in settings.QUEUE_METHODS
     if queue and config.optim.batch_size <= (config.model.bn_group or config.optim.batch_size):
         log.warning(

@@ -19,50 +19,72 @@ from pretrain.views import (
     SOLARISE,
     SOLARISE_FROM,
     STD,
+    Colours,
+    per_channel,
 )
 
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's
 _RADIUS = 8  # pixels of the blur on each side: four times the largest sigma
-_BRIGHTNESS, _CONTRAST, _SATURATION = range(3)
+_CONTRAST, _SATURATION, _HUE = 1, 2, 3  # the numbers in ORDER; 0: brightness
 
 
-def augment(crops: torch.Tensor, drawn: torch.Tensor, grey_first: bool) -> torch.Tensor:
-    """(B,3,S,S) uint8, (B,13) → float32 with ImageNet's mean 0 and deviation 1, channels last."""
-    images = crops.to(torch.float32, memory_format=torch.contiguous_format) / 255
-    columns = drawn.to(images.dtype)[:, :, None, None, None]  # (B,13,1,1,1)
-    if grey_first:
-        images = torch.where(columns[:, GREY] > 0, _luma(images), images)
-    images = torch.where(columns[:, JITTER] > 0, _jitter(images, columns), images)
-    if not grey_first:
-        images = torch.where(columns[:, GREY] > 0, _luma(images), images)
-    images = torch.where(columns[:, SIGMA] > 0, _blur(images, drawn[:, SIGMA]), images)
-    solarised = torch.where(images >= SOLARISE_FROM / 255, 1 - images, images)
-    images = torch.where(columns[:, SOLARISE] > 0, solarised, images)
-    images = torch.where(columns[:, MIRROR] > 0, images.flip(3), images)
-    mean, std = (torch.tensor(v, device=crops.device).view(1, 3, 1, 1) for v in (MEAN, STD))
-    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+def augment(crops: torch.Tensor, drawn: torch.Tensor, colours: Colours) -> torch.Tensor:
+    """(B,3,S,S) uint8, (B,13) → float32 with ImageNet's mean 0 and deviation 1, channels last.
+
+    colours: what `drawn` was drawn by. What never happens is not computed.
+    """
+    with torch.autocast(crops.device.type, enabled=False):  # that is for the networks
+        images = crops.to(torch.float32, memory_format=torch.contiguous_format) / 255
+        columns = drawn.to(images.dtype)[:, :, None, None, None]  # (B,13,1,1,1)
+        if colours.grey_first:
+            images = torch.where(columns[:, GREY] > 0, _luma(images), images)
+        if colours.jitter_probability:
+            images = torch.where(columns[:, JITTER] > 0, _jitter(images, columns), images)
+        if colours.grey_probability and not colours.grey_first:
+            images = torch.where(columns[:, GREY] > 0, _luma(images), images)
+        if colours.blur_probability:
+            images = torch.where(columns[:, SIGMA] > 0, _blur(images, drawn[:, SIGMA]), images)
+        if colours.solarise_probability:
+            bright = (images >= SOLARISE_FROM / 255) & (columns[:, SOLARISE] > 0)
+            images = torch.where(bright, 1 - images, images)
+        images = torch.where(columns[:, MIRROR] > 0, images.flip(3), images)
+        mean, std = (per_channel(values, crops.device) for values in (MEAN, STD))
+        return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def _jitter(images: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Each image's four adjustments in its own order."""
+    """Each image's four adjustments in its own order.
+
+    The hue is the dear one: it is turned once for all, what comes before it before, the rest after.
+    """
     order, factors = columns[:, ORDER], columns[:, FACTORS]
-    brightness, contrast, saturation, hue = factors.unbind(1)
-    for place in range(4):
-        which = order[:, place]
-        grey = _luma(images)
-        # Brightness, contrast and saturation mix the image with black, its mean grey, its own grey.
-        other = torch.where(which == _SATURATION, grey, grey.mean((1, 2, 3), keepdim=True))
-        other = torch.where(which == _BRIGHTNESS, 0.0, other)
-        factor = torch.where(which == _SATURATION, saturation, contrast)
-        factor = torch.where(which == _BRIGHTNESS, brightness, factor)
-        mixed = (factor * images + (1 - factor) * other).clamp(0, 1)
-        images = torch.where(which <= _SATURATION, mixed, _turn_hue(images, hue))
+    hue_place = (order == _HUE).to(torch.int64).argmax(1)  # (B,1,1,1)
+    for place in range(3):
+        images = _mix(images, order[:, place], factors, place < hue_place)
+    images = _turn_hue(images, factors[:, _HUE])
+    for place in range(1, 4):
+        images = _mix(images, order[:, place], factors, place > hue_place)
     return images
+
+
+def _mix(
+    images: torch.Tensor, which: torch.Tensor, factors: torch.Tensor, due: torch.Tensor
+) -> torch.Tensor:
+    """Brightness, contrast or saturation: the image mixed with black, its mean grey, its own grey.
+
+    which (B,1,1,1): the adjustment; factors (B,4,1,1,1). Where it is not due, a factor of 1 leaves
+    all as it is.
+    """
+    factor = factors.gather(1, which.to(torch.int64)[:, None])[:, 0].where(due, 1.0)
+    grey = _luma(images)
+    mean = grey.mean((1, 2, 3), keepdim=True).where(which == _CONTRAST, 0.0)
+    other = torch.where(which == _SATURATION, grey, mean)
+    return torch.lerp(other, images, factor).clamp_(0, 1)
 
 
 def _luma(images: torch.Tensor) -> torch.Tensor:
     red, green, blue = images.split(1, 1)
-    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+    return (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 
 def _turn_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
@@ -76,8 +98,8 @@ def _turn_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     safe = torch.where(chroma > 0, chroma, 1.0)
     sextant = torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4)
     sextant = torch.where(value == red, (green - blue) / safe, sextant) + 6 * turns
-    k = torch.cat([torch.remainder(sextant + n, 6) for n in (5, 3, 1)], 1)
-    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+    k = torch.remainder(sextant + per_channel((5, 3, 1), images.device), 6)
+    return value - torch.minimum(k, 4 - k).clamp_(0, 1).mul_(chroma)
 
 
 def _blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

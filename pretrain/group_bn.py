@@ -47,13 +47,13 @@ class GroupBatchNorm(nn.BatchNorm2d):
         assert self.momentum is not None
         self.num_batches_tracked.add_(1)
         groups = images.split(self.group)
-        running = [(self.running_mean.clone(), self.running_var.clone()) for _ in groups]
+        means, variances = (x.repeat(len(groups), 1) for x in (self.running_mean, self.running_var))
         normalised = [
             F.batch_norm(part, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
-            for part, (mean, var) in zip(groups, running)
+            for part, mean, var in zip(groups, means, variances)
         ]
-        self.running_mean.copy_(torch.stack([mean for mean, _ in running]).mean(0))
-        self.running_var.copy_(torch.stack([var for _, var in running]).mean(0))
+        self.running_mean.copy_(means.mean(0))
+        self.running_var.copy_(variances.mean(0))
         return torch.cat(normalised)
 
 
@@ -67,8 +67,7 @@ def average_running_statistics(module: nn.Module) -> None:
         return
     statistics = [b for name, b in module.named_buffers() if "running_" in name]
     mean = distributed.sum_over_processes(torch.cat(statistics)) / distributed.world_size()
-    for buffer, value in zip(statistics, mean.split([len(b) for b in statistics])):
-        buffer.copy_(value)
+    torch._foreach_copy_(statistics, list(mean.split([len(b) for b in statistics])))
 
 
 def shuffling(images: int, seed: int, step: int) -> torch.Tensor:

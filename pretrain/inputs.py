@@ -43,7 +43,7 @@ class Inputs:
             drawn = None if drawn is None else shuffle(drawn, permutation)
         if drawn is None:
             return normalise(crops)
-        return augment(crops, drawn, RECIPES[self.recipe].views[view].grey_first)
+        return augment(crops, drawn, RECIPES[self.recipe].views[view])
 
     def part(self, rows: slice) -> "Inputs":
         """These rows alone."""

@@ -31,25 +31,35 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
+        """Update every parameter that has a gradient, each operation on all of them at once."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+            parameters = [p for p in group["params"] if p.grad is not None]
+            changes = _scaled_changes(parameters, group["weight_decay"], group["eta"])
+            velocities = [self._velocity(parameter) for parameter in parameters]
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_add_(velocities, changes, alpha=group["lr"])
+            if self.found_inf is not None:
+                broken = self.found_inf > 0
+                velocities = [torch.where(broken, 0.0, velocity) for velocity in velocities]
+            torch._foreach_sub_(parameters, velocities)
 
-    def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
-        change = parameter.grad
-        assert change is not None
-        if parameter.ndim > 1:
-            change = change.add(parameter, alpha=group["weight_decay"])
-            weight, gradient = parameter.norm(), change.norm()
-            scale = group["eta"] * weight / gradient
-            change = change * torch.where((weight > 0) & (gradient > 0), scale, 1.0)
+    def _velocity(self, parameter: torch.Tensor) -> torch.Tensor:
         state = self.state[parameter]
         if "velocity" not in state:
             state["velocity"] = torch.zeros_like(parameter)
-        state["velocity"].mul_(group["momentum"]).add_(change, alpha=group["lr"])
-        velocity = state["velocity"]
-        if self.found_inf is not None:
-            velocity = torch.where(self.found_inf > 0, 0.0, velocity)
-        parameter.sub_(velocity)
+        return state["velocity"]
+
+
+def _scaled_changes(
+    parameters: list[torch.Tensor], weight_decay: float, eta: float
+) -> list[torch.Tensor]:
+    """Each gradient; a weight's with decay, and scaled to η times the length of the weight."""
+    changes: dict[int, Any] = {number: p.grad for number, p in enumerate(parameters)}
+    scaled = [number for number, p in enumerate(parameters) if p.ndim > 1]
+    weights = [parameters[number] for number in scaled]
+    decayed = torch._foreach_add([changes[n] for n in scaled], weights, alpha=weight_decay)
+    lengths = [torch.stack(torch._foreach_norm(of)) for of in (weights, decayed)]
+    usual = (lengths[0] > 0) & (lengths[1] > 0)
+    scales = torch.where(usual, eta * lengths[0] / lengths[1], 1.0)
+    changes |= zip(scaled, torch._foreach_mul(decayed, list(scales.unbind())))
+    return list(changes.values())

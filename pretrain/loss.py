@@ -90,7 +90,7 @@ def nt_xent(
     count = len(views)
     own = torch.arange(count, device=views.device)
     logits = views @ everyone.T / temperature  # (N,M)
-    logits = logits.index_put((own, first + own), logits.new_tensor(-torch.inf))
+    logits = logits.index_put((own, first + own), logits.new_full((), -torch.inf))
     positive = first + (own + count // 2) % count
     top1 = (logits.argmax(1) == positive).to(logits.dtype).mean()
     return F.cross_entropy(logits, positive), top1

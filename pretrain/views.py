@@ -204,6 +204,10 @@ class Views:
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
     """(B,3,H,W) uint8 → float32 with ImageNet's mean 0 and deviation 1, channels last."""
-    mean = torch.tensor(MEAN, device=images.device).mul(255).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=images.device).mul(255).view(1, 3, 1, 1)
+    mean, std = (per_channel(values, images.device) * 255 for values in (MEAN, STD))
     return ((images.float() - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def per_channel(values: Sequence[float], device: torch.device) -> torch.Tensor:
+    """(1,3,1,1), written by the device itself: a tensor of the host's would wait for it."""
+    return torch.cat([torch.full((1, 1, 1, 1), value, device=device) for value in values], 1)

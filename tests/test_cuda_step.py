@@ -1,15 +1,18 @@
 """A training step on a GPU that need not be there: on tensors that know a device but no values.
 
-PyTorch refuses to mix devices on them, and refuses whatever has the host look at a value. Only the
-backward pass does not run without a GPU.
+PyTorch refuses to mix devices on them, and refuses whatever has the host look at a value. Copies
+for which the host would wait are refused here. Only the backward pass and the fused SGD do not run
+without a GPU.
 """
 
+import traceback
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.config import load_config
 from pretrain.attention import by_chunks, by_flash
@@ -20,6 +23,24 @@ from pretrain.run import build_optimizer, build_run
 from pretrain.train import train_step
 
 GPU = torch.device("cuda")
+
+
+class BlockingCopies(TorchDispatchMode):
+    """Those between host and device for which the host waits."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        if name in ("_to_copy", "copy_"):
+            source, target = (args[1], args[0]) if name == "copy_" else (args[0], result)
+            waits = not (kwargs or {}).get("non_blocking", len(args) > 2 and args[2])
+            if source.device.type != target.device.type and waits:
+                self.seen.append("".join(traceback.format_stack(limit=12)))
+        return result
 
 
 @pytest.fixture
@@ -71,12 +92,12 @@ def make_batch(config, changed):
         ("simclr", [], by_chunks),
         ("byol", ["optim.micro_batch=32"], by_chunks),
         ("supervised", [], by_chunks),
+        ("moco_v2", ["optim.optimizer=sgd"], by_flash),
     ],
 )
 @pytest.mark.parametrize("precision, changed", [("fp32", True), ("bf16", False)])
-@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
-def test_a_step_mixes_no_devices_and_asks_for_no_value(
-    values_unknown, method, settings, attention, precision, changed
+def test_a_step_mixes_no_devices_and_waits_for_nothing(
+    values_unknown, monkeypatch, method, settings, attention, precision, changed
 ):
     """Logged steps too: their numbers are fetched later."""
     run = run_on_gpu(method, values_unknown, [*settings, "launch.log_every=1"])
@@ -87,17 +108,27 @@ def test_a_step_mixes_no_devices_and_asks_for_no_value(
         for parameter in run.model.query.parameters():
             parameter.grad = torch.zeros_like(parameter)
 
-    event, differentiate = (
-        mock.patch("torch.cuda.Event"),
-        mock.patch("torch.Tensor.backward", backward),
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    monkeypatch.setattr(torch, "_fused_sgd_", lambda *_, **__: None)
+    monkeypatch.setattr(torch.cuda, "Event", mock.Mock())
+    # Without these autocast switches itself off where there is no GPU.
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    products = []
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(
+        torch.nn.functional, "linear", lambda *a: products.append(linear(*a)) or products[-1]
     )
-    with values_unknown, event, differentiate:
+    with values_unknown, BlockingCopies() as copies:
         batch = make_batch(run.config, changed)
         for _ in range(2):
             losses, notice = train_step(run, batch, stop=False)
+    assert not copies.seen, copies.seen[0]
     assert losses.total.device.type == "cuda" and notice.flags.values.device.type == "cpu"
     held = [*run.model.parameters(), *run.model.buffers()]
     assert all(tensor.device.type == "cuda" for tensor in held)
+    expected = torch.bfloat16 if precision == "bf16" else torch.float32
+    assert {product.dtype for product in products} == {expected}
 
 
 def test_a_value_asked_for_and_devices_mixed_are_seen(values_unknown):
@@ -107,3 +138,11 @@ def test_a_value_asked_for_and_devices_mixed_are_seen(values_unknown):
             there.sum().item()
         with pytest.raises(RuntimeError, match="device"):
             there + here
+        with BlockingCopies() as copies:
+            here.to(GPU, non_blocking=True)
+            there.copy_(here, non_blocking=True)
+            assert not copies.seen
+            torch.tensor([1.0], device=GPU)
+            there.copy_(here)
+            there.cpu()
+        assert len(copies.seen) == 3

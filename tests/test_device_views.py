@@ -38,6 +38,7 @@ from pretrain.views import (
 
 ADJUST = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
 GREY_VALUE = 12  # an image of one colour has no hue
+EVERYTHING = Colours((0.8, 0.8, 0.8, 0.4), 0.5, 0.5, 0.5, 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +78,11 @@ def expected_of(crop, drawn, grey_first):
     return tv.normalize(image, MEAN, STD)
 
 
-def assert_as_torchvision(crops, drawn, grey_first=False):
-    found = augment(crops, drawn, grey_first)
+def assert_as_torchvision(crops, drawn, colours=EVERYTHING):
+    found = augment(crops, drawn, colours)
     assert found.dtype == torch.float32
     assert found.is_contiguous(memory_format=torch.channels_last)
-    expected = torch.stack([expected_of(*pair, grey_first) for pair in zip(crops, drawn)])
+    expected = torch.stack([expected_of(*pair, colours.grey_first) for pair in zip(crops, drawn)])
     # In units of a level of 255 this is a tenth of one at most, as the deviation is 0.22 and more.
     torch.testing.assert_close(found, expected, atol=1e-5 / min(STD), rtol=0)
 
@@ -105,6 +106,14 @@ def test_one_other_change(crops, column, value):
     assert_as_torchvision(crops, drawn)
 
 
+def test_what_the_networks_compute_in_changes_no_pixel(crops):
+    random = torch.Generator().manual_seed(4)
+    drawn = torch.tensor([draw(EVERYTHING, random) for _ in range(len(crops))])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = augment(crops, drawn, EVERYTHING)
+    assert torch.equal(found, augment(crops, drawn, EVERYTHING))
+
+
 def test_solarising(crops):
     drawn = nothing(len(crops))
     drawn[:, SOLARISE] = 1
@@ -119,7 +128,7 @@ def test_whatever_a_recipe_draws(recipe):
     for colours in RECIPES[recipe].views:
         random = torch.Generator().manual_seed(11)
         drawn = torch.tensor([draw(colours, random) for _ in range(len(crops))])
-        assert_as_torchvision(crops, drawn, colours.grey_first)
+        assert_as_torchvision(crops, drawn, colours)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -228,7 +237,7 @@ def test_both_ways_cut_draw_and_look_alike(photo, recipe):
         crops, same_corners, same_drawn = make_views(decode_tensor(photo), key)
         assert torch.equal(corners, same_corners) and torch.equal(drawn, same_drawn)
         for view, crop, changes, colours in zip(views, crops, drawn, make_views.recipe.views):
-            ours = augment(crop[None], changes[None], colours.grey_first)[0]
+            ours = augment(crop[None], changes[None], colours)[0]
             theirs = tv.normalize(tv.to_dtype(view, torch.float32, scale=True), MEAN, STD)
             differences.append((ours - theirs).abs() * 255 * torch.tensor(STD)[:, None, None])
     levels = torch.stack(differences)

@@ -22,7 +22,8 @@ class ImageModel(nn.Module):
 
     def normalise(self, image: torch.Tensor) -> torch.Tensor:
         """(3,H,W) uint8 → float32 on the model's device."""
-        return (image.to(self.pixel_mean.device) - self.pixel_mean) / self.pixel_std
+        there = image.to(self.pixel_mean.device, non_blocking=True)
+        return (there - self.pixel_mean) / self.pixel_std
 
 
 def pad_and_stack(

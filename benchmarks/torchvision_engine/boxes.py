@@ -20,7 +20,8 @@ class Target(NamedTuple):
 
     def to(self, device: torch.device) -> "Target":
         """The same on `device`; polygons stay in the CPU's memory, where they are rasterised."""
-        return Target(self.boxes.to(device), self.classes.to(device), self.polygons)
+        boxes, classes = (t.to(device, non_blocking=True) for t in (self.boxes, self.classes))
+        return Target(boxes, classes, self.polygons)
 
 
 class Detections(NamedTuple):

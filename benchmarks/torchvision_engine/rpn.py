@@ -180,9 +180,8 @@ class RPN(nn.Module):
             positive, negative = subsample(
                 label, self.settings.BATCH_SIZE_PER_IMAGE, self.settings.POSITIVE_FRACTION, 0
             )
-            label.fill_(-1)
-            label[positive] = 1
-            label[negative] = 0
+            # Not label[positive] = 1, for which a GPU has the host wait until it has the 1.
+            label.fill_(-1).index_fill_(0, positive, 1).index_fill_(0, negative, 0)
             labels.append(label)
             matched_boxes.append(matched)
         return torch.stack(labels), torch.stack(matched_boxes)

@@ -116,7 +116,7 @@ def _colouring(device: torch.device) -> dict[str, Way]:
             pil_to_tensor(change(picture, values, False))
             for picture, values in zip(pictures, drawn)
         ],
-        "a batch on the device, normalised too": lambda: augment(there, changes, False),
+        "a batch on the device, normalised too": lambda: augment(there, changes, colours),
     }
 
 

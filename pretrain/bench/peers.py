@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.resnet import ResNet
 from pretrain.bench.parts import AT_ONCE, batches_of
 from pretrain.bench.rounds import Row, Way, compare
-from pretrain.bench.steps import make_batch, runs, stepping
+from pretrain.bench.steps import make_batch, pinned, runs, stepping
 from pretrain.config import PretrainConfig
 from pretrain.data import decode_image
 from pretrain.images import Folder
@@ -36,7 +36,7 @@ def peers(config: PretrainConfig, images: Folder, rounds: int, device: torch.dev
         run = found["run"]
         step, batch = stepping(run), make_batch(run.config)
         # As floats, which lightly's loader gives.
-        views = [normalise(view).contiguous() for view in batch.views]
+        views = [pinned(normalise(view).contiguous()) for view in batch.views]
         ways: dict[str, Way] = {}
         for name, half in {"lightly, fp32": False, "lightly, bf16 by autocast": True}.items():
             theirs = LightlyStep(config, device, half)
@@ -95,11 +95,18 @@ class LightlyStep:
 
     def __call__(self, query_view: torch.Tensor, key_view: torch.Tensor) -> float:
         """The loss."""
+        query_view, key_view = (
+            view.to(self.device, non_blocking=True) for view in (query_view, key_view)
+        )
         self.parts.update_momentum(self.query, self.key, self.momentum)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            feature, global_, dense = embed(self.query, query_view.to(self.device))
+            feature, global_, dense = embed(
+                self.query, query_view.to(self.device, non_blocking=True)
+            )
             with torch.no_grad():
-                key_feature, key_global, key_dense = embed(self.key, key_view.to(self.device))
+                key_feature, key_global, key_dense = embed(
+                    self.key, key_view.to(self.device, non_blocking=True)
+                )
             matched = self.parts.select_most_similar(feature, key_feature, key_dense)
             global_loss = self.losses[0](global_, key_global)
             dense_loss = self.losses[1](dense.flatten(0, 1), matched.flatten(0, 1))

@@ -83,19 +83,24 @@ def stepping(run: Run) -> Step:
 
 
 def make_batch(config: PretrainConfig) -> Batch:
-    """This process's part of a step: views of random pixels."""
+    """This process's part of a step: views of random pixels, as its loader would hand them over."""
     count, size = config.optim.batch_size // distributed.world_size(), config.data.image_size
     recipe = RECIPES[config.data.augmentation].views
     generator = torch.Generator().manual_seed(0)
     shape = (len(recipe), count, 3, size, size)
     drawn = [[draw(colours, generator) for _ in range(count)] for colours in recipe]
     return Batch(
-        views=torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
+        views=pinned(torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)),
         corners=torch.tensor([0.0, 0.0, size, size]).expand(len(recipe), count, 4),
         labels=torch.arange(count) % 4,
         unreadable=[],
-        drawn=torch.tensor(drawn) if config.data.colours == "device" else None,
+        drawn=pinned(torch.tensor(drawn)) if config.data.colours == "device" else None,
     )
+
+
+def pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """Where a GPU can fetch it from by itself, if there is one."""
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
 def end_to_end(
