@@ -30,6 +30,7 @@ from common.environment import describe_environment
 from common.errors import UserError
 from common.files import write_json
 from common.logs import set_up_logging
+from common.parallel import data_loading
 from common.run_folder import claim, mark_done
 from common.shutdown import StopRequest
 
@@ -84,7 +85,8 @@ def run_benchmark(request: Request, stop: StopRequest) -> None:
     log.info("%s, row %s, seed %d, %s engine, in %s", name, row, request.seed, engine_name, folder)
     if distributed.is_main():
         write_json(folder / "env.json", describe_environment())
-    metrics = engine.run(config, backbone, request.seed, folder, device, stop)
+    with data_loading():
+        metrics = engine.run(config, backbone, request.seed, folder, device, stop)
     if metrics is None:
         reason = stop.requested_by or "another process"
         log.info("stopped by %s: the same command continues", reason)

@@ -1,7 +1,9 @@
 """Mistakes a user can mend, and how every command reports them: one line, exit code 2."""
 
 import errno
+import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -42,6 +44,17 @@ def run_command(main: Callable[[], None]) -> None:
         _fail(f"{error.filename or 'writing'}: {_FILE_SYSTEM_ADVICE[error.errno]}")
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        _end_children()
+
+
+def _end_children() -> None:
+    """Data-loader workers leave signals to this process, and Python would wait until they end."""
+    children = multiprocessing.active_children()
+    if children:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's would raise that they were killed
+    for child in children:
+        child.kill()
 
 
 def _fail(message: str) -> None:

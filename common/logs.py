@@ -31,7 +31,7 @@ def set_up_logging(folder: Path | None, main_process: bool = True) -> None:
     handlers: list[logging.Handler] = [console]
     if folder is not None and main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(folder / "log.txt")
+        file = logging.FileHandler(folder / "log.txt", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(_PLAIN)
         handlers.append(file)
     level = logging.INFO if main_process else logging.WARNING

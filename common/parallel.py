@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from common.errors import UserError
@@ -12,6 +13,11 @@ from common.shutdown import set_up_worker
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_KILLED = (
+    "a worker process was killed, perhaps for want of memory: run the same command again with "
+    "more memory, or with fewer workers or cores"
+)
 
 _work: Callable[[Any], Any]  # of this worker
 
@@ -34,10 +40,18 @@ def in_order(
         try:
             yield from pool.map(_call, items)
         except BrokenProcessPool:
-            raise UserError(
-                "a worker process was killed, perhaps for want of memory: run the same command "
-                "again with more memory or fewer cores"
-            ) from None
+            raise UserError(_KILLED) from None
+
+
+@contextmanager
+def data_loading() -> Iterator[None]:
+    """What a data loader's killed worker raises in here, anywhere, becomes a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            raise UserError(_KILLED) from None
+        raise
 
 
 def _start(work: Callable[[Any], Any]) -> None:

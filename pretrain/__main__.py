@@ -21,6 +21,7 @@ from common.environment import describe_environment
 from common.errors import UserError, run_command
 from common.files import sha256_of, write_json
 from common.logs import set_up_logging
+from common.parallel import data_loading
 from common.run_folder import claim, mark_done
 from common.shutdown import StopRequest
 from pretrain import config as settings
@@ -74,7 +75,7 @@ def pretrain(
     if distributed.is_main():
         write_json(folder / "env.json", describe_environment())
     loader = data_loader(config, images, run.step, pin_memory=device.type == "cuda")
-    with Monitor(folder, run.step, run.total_steps) as monitor:
+    with Monitor(folder, run.step, run.total_steps) as monitor, data_loading():
         finished = train(run, loader, monitor, stop)
     if not finished:
         reason = stop.requested_by or "another process"

@@ -148,7 +148,7 @@ def check(config: PretrainConfig, world_size: int) -> None:
             raise UserError(f"{key} = {_value(config, key)}: it must be greater than 0")
     not_negative = (
         *("data.window", "model.grid", "model.bn_group"),
-        *("loss.dense_from", "optim.warmup_epochs", "optim.micro_batch"),
+        *("loss.dense_from", "optim.warmup_epochs", "optim.micro_batch", "launch.workers"),
     )
     for key in not_negative:
         if _value(config, key) < 0:
@@ -157,6 +157,10 @@ def check(config: PretrainConfig, world_size: int) -> None:
         raise UserError(
             f"data.window = {config.data.window}: it must be a multiple of {RUN_LENGTH}, the "
             "images that are read together"
+        )
+    if not 0 < config.data.min_crop_area <= 1:
+        raise UserError(
+            f"data.min_crop_area = {config.data.min_crop_area}: it is above 0, and at most 1"
         )
     if not 0 <= config.loss.dense_weight <= 1:
         raise UserError(f"loss.dense_weight = {config.loss.dense_weight}: it is between 0 and 1")

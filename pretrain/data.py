@@ -73,7 +73,7 @@ class PretrainImages(Dataset):
             neighbour = (number + step) % len(self.images)
             try:
                 image = self.decode(self.images.read(neighbour))
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            except Exception:  # of a damaged image PIL's decoders raise anything
                 unreadable.append(self.images.name(neighbour))
                 continue
             views = self.make_views(image, random_key(self.seed, epoch, neighbour))
@@ -82,16 +82,22 @@ class PretrainImages(Dataset):
 
 
 def decode_image(content: bytes) -> Image.Image:
-    """An image in RGB. Raises OSError, ValueError or SyntaxError when it is not one."""
+    """An image in RGB, 16 bits cut to 8. Raises what PIL raises when it is not one, and ValueError
+    for pixels whose range nobody knows."""
     with Image.open(io.BytesIO(content)) as file:
+        if file.mode in ("F", "I"):
+            raise ValueError(f"pixels of mode {file.mode}, of which no value is known to be white")
+        if file.mode.startswith("I;16"):  # PIL would cut off what is brighter than 255
+            return Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)).convert("RGB")
         return file.convert("RGB")
 
 
 def decode_tensor(content: bytes) -> torch.Tensor:
     """The same pixels as (3,H,W) uint8, channels last; a JPEG faster than by PIL."""
     try:
-        _, _, colours, _ = simplejpeg.decode_jpeg_header(content)
-        if colours in ("YCbCr", "Gray"):
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+        # PIL refuses what is larger.
+        if colours in ("YCbCr", "Gray") and height * width <= 2 * (Image.MAX_IMAGE_PIXELS or 0):
             return torch.from_numpy(simplejpeg.decode_jpeg(content)).permute(2, 0, 1)
     except ValueError:  # no JPEG, or a damaged one: PIL knows, or says what is wrong
         pass

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from common.errors import UserError
-from pretrain.shards import EXTENSIONS, INDEX, Shards
+from pretrain.shards import EXTENSIONS, INDEX, ROWS, Shards
 
 
 class Images(Protocol):
@@ -75,7 +75,7 @@ def open_images(root: Path, list_file: Path | None = None, window: int = 0) -> I
 
     Raises UserError when there is no such folder, no image in it, or a shard that is not whole.
     """
-    if not (root / INDEX).is_file():
+    if not ((root / INDEX).is_file() and (root / ROWS).is_file()):
         return Folder(root, list_images(root, list_file))
     if list_file is not None:
         raise UserError(f"{root}: made of shards: choose images with data.list_file when packing")
@@ -95,8 +95,7 @@ def list_images(root: Path, list_file: Path | None = None) -> list[str]:
     if list_file is not None:
         if not list_file.is_file():
             raise UserError(f"{list_file}: no such file: data.list_file names a text file of paths")
-        lines = list_file.read_text().splitlines()
-        found = [_without_label(line.strip()) for line in lines if line.strip()]
+        found = _listed(list_file)
     else:
         found = sorted(_walk(root, root))
     if not found:
@@ -108,6 +107,15 @@ def list_images(root: Path, list_file: Path | None = None) -> list[str]:
             f"{where}: no images found (looked for {', '.join(EXTENSIONS)}{tars or ''})"
         )
     return found
+
+
+def _listed(list_file: Path) -> list[str]:
+    """The paths in a list, in any encoding: file names are bytes."""
+    content = list_file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if b"\0" in content:
+        raise UserError(f"{list_file}: data.list_file has one path per line, and this has a NUL")
+    lines = (line.strip() for line in os.fsdecode(content).split("\n"))
+    return [os.path.normpath(_without_label(line)) for line in lines if line]
 
 
 def class_folders(files: list[str]) -> list[str]:
@@ -124,7 +132,18 @@ def _without_label(line: str) -> str:
     return path.rstrip() if path and label.lstrip("-").isdigit() else line
 
 
+def _leads_back(parent: str, name: str) -> bool:
+    """Whether a link leads to a folder that it lies in."""
+    path = Path(parent, name)
+    return path.is_symlink() and Path(parent).resolve().is_relative_to(path.resolve())
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _walk(folder: Path, root: Path) -> Iterator[str]:
-    for parent, _, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        folders[:] = [name for name in folders if not _leads_back(parent, name)]
         relative = Path(parent).relative_to(root)
         yield from (str(relative / name) for name in names if name.lower().endswith(EXTENSIONS))

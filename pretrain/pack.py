@@ -28,9 +28,19 @@ from rich.progress import track
 from common.errors import UserError, run_command
 from common.files import replacing, write_text
 from common.parallel import cores, in_order
-from common.run_folder import claim, mark_done
+from common.run_folder import DONE, claim, mark_done
 from pretrain.images import Folder, list_images
-from pretrain.shards import INDEX, ROWS, Scan, scan, write_index
+from pretrain.shards import (
+    EXTENSIONS,
+    FORMAT,
+    INDEX,
+    ROWS,
+    Scan,
+    Shards,
+    read_format,
+    scan,
+    write_index,
+)
 
 
 class Job(NamedTuple):
@@ -62,9 +72,18 @@ def pack(images: Folder, target: Path, shard_size: int, workers: int) -> None:
         "image_list": digest,
         "shard_size": shard_size,
     }
+    for number in range(len(images)):
+        if Path(path := images.path(number)).suffix.lower() not in EXTENSIONS:
+            raise UserError(f"{images.root / path}: its name ends like no image's: unlist it")
     if claim(target, identity, yaml.safe_dump(identity)):
-        print(f"{target}: already finished, nothing to do")
-        return
+        try:
+            Shards(target).check()
+        except UserError as error:
+            print(f"{error}; packing what is missing")
+            (target / DONE).unlink()
+        else:
+            print(f"{target}: already finished, nothing to do")
+            return
     paths = (images.path(number) for number in range(len(images)))
     write_text(target / "images.txt", "".join(f"{path}\n" for path in paths))
     starts = range(0, len(images), shard_size)
@@ -80,11 +99,13 @@ def index(folder: Path, workers: int) -> None:
     paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
     if not paths:
         raise UserError(f"{folder}: no .tar files there: name a folder of WebDataset shards")
-    without: list[int] = []
+    if (folder / INDEX).exists() and read_format(folder) != FORMAT:
+        raise UserError(f"{folder / INDEX}: not made by this program: move it away")
+    left_out: list[int] = []
 
     def counted(scans: Iterable[Scan]) -> Iterator[Scan]:
         for found in scans:
-            without.append(found.without)
+            left_out.append(found.left_out)
             yield found
 
     scans = track(in_order(scan, paths, workers), "shards", total=len(paths))
@@ -93,8 +114,8 @@ def index(folder: Path, workers: int) -> None:
         for name in (INDEX, ROWS):
             (folder / name).unlink()
         raise UserError(f"{folder}: no images in its {len(paths)} tar files")
-    left_out = f", {sum(without)} samples without an image left out" if sum(without) else ""
-    print(f"{folder}: {len(shards)} images in {len(paths)} shards{left_out}")
+    less = f", {sum(left_out)} left out: without an image, links, or of one name"
+    print(f"{folder}: {len(shards)} images in {len(paths)} shards{less if sum(left_out) else ''}")
 
 
 def write_shard(job: Job) -> Scan:

@@ -30,6 +30,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 RUN_LENGTH = 256  # consecutive images that a windowed order reads together
 _MOST_OPEN = 256  # shards that one process holds open
 _BLOCK = 512  # bytes: what a tar file consists of
+_LARGEST = 2**32 - 1  # bytes of an image
+_MOST_CLASSES = 10_000_000
 
 
 class Shards:
@@ -54,7 +56,7 @@ class Shards:
             self._ends = np.cumsum([shard["samples"] for shard in self.shards])
             if self._rows.dtype != ROW or self._rows.shape != (self._ends[-1],):
                 raise ValueError(f"{ROWS} is of another index")
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
             raise UserError(
                 f"{path}: not an index of shards ({error}): make it with python -m pretrain.pack"
             ) from None
@@ -112,6 +114,8 @@ class Shards:
         self._fetched[run] = None
         first, end = run * RUN_LENGTH, min((run + 1) * RUN_LENGTH, len(self))
         for shard in range(self._shard_of(first), self._shard_of(end - 1) + 1):
+            if not self.shards[shard]["samples"]:
+                continue
             begin = self._rows[max(first, self._first_of(shard))]
             last = self._rows[min(end, int(self._ends[shard])) - 1]
             length = int(last["offset"]) + int(last["size"]) - int(begin["offset"])
@@ -129,28 +133,31 @@ class Shards:
 
 
 class Scan(NamedTuple):
-    """What is in a shard. rows (N,) of ROW; labelled: whether any sample had a .cls; without: how
-    many samples held no image."""
+    """What is in a shard. rows (N,) of ROW; labelled: how many of them had a .cls; left_out: how
+    many samples had no image, links, and images of the same name as one before."""
 
     path: Path
     bytes: int
     rows: np.ndarray
-    labelled: bool
-    without: int
+    labelled: int
+    left_out: int
 
 
 def scan(path: Path) -> Scan:
     """The samples of a tar file, in its order: members that share a path up to its first dot.
 
-    Raises UserError for what is not a whole tar file, and for a .cls that is no number.
+    Raises UserError for what is not a whole tar file, and for a .cls that is no class's number.
     """
     samples: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
-    keys, end = set(), 0
+    keys, end, left_out = set(), 0, 0
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
+                if member.issparse() or member.size > _LARGEST:
+                    raise ValueError(f"{member.name}: sparse, or larger than 4 GiB")
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                left_out += member.islnk() or member.issym()
                 if not member.isfile():
                     continue
                 folder, _, name = member.name.rpartition("/")
@@ -158,18 +165,44 @@ def scan(path: Path) -> Scan:
                 key = f"{folder}/{stem}"
                 keys.add(key)
                 if f".{kind.lower()}" in EXTENSIONS:
+                    left_out += key in samples
                     samples.setdefault(key, (member.offset_data, member.size))
                 elif kind == "cls":
                     labels[key] = _label(archive, member)
-        size = path.stat().st_size
-        if size < end + _BLOCK:  # a tar file ends with empty blocks
-            raise tarfile.ReadError(f"it ends at byte {size}")
-    except (tarfile.TarError, ValueError) as error:
+        size = _check_end(path, end)
+    except (tarfile.TarError, FileNotFoundError, ValueError) as error:
         raise UserError(
             f"{path}: not a whole tar file of images ({error}): make it again"
         ) from None
     rows = [(*place, labels.get(key, 0)) for key, place in samples.items()]
-    return Scan(path, size, np.array(rows, ROW), bool(labels), len(keys) - len(samples))
+    labelled = sum(key in labels for key in samples)
+    left_out += len(keys) - len(samples)
+    return Scan(path, size, np.array(rows, ROW), labelled, left_out)
+
+
+def _check_end(path: Path, end: int) -> int:
+    """The file's length, if from byte `end` on there are only the empty blocks of a tar's end.
+
+    tarfile takes a damaged header for the end, and so it does where two archives are joined.
+    """
+    size = path.stat().st_size
+    if size < end + _BLOCK:
+        raise tarfile.ReadError(f"it ends at byte {size}")
+    with path.open("rb") as file:
+        file.seek(end)
+        while block := file.read(2**20):
+            if any(block):
+                raise tarfile.ReadError(f"after byte {end} comes what is no member")
+    return size
+
+
+def read_format(root: Path) -> object:
+    """What the index.json of `root` calls itself; None where it says nothing."""
+    try:
+        facts = json.loads((root / INDEX).read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return facts.get("format") if isinstance(facts, dict) else None
 
 
 def write_index(
@@ -177,10 +210,11 @@ def write_index(
 ) -> Shards:
     """Index the shards of `root` in the order given, each row written as it comes.
 
-    classes: their names, by default their numbers; image_list: by default a hash of the rows.
+    classes: their names, by default their numbers, where every image has one; image_list: by
+    default a hash of the rows.
     """
     shards: list[dict[str, Any]] = []
-    highest, labelled = 0, False
+    highest, labelled = 0, 0
     with replacing(root / ROWS) as temporary:
         with temporary.open("wb") as file:
             _write_header(file, 0)
@@ -190,12 +224,14 @@ def write_index(
                     {"name": found.path.name, "samples": len(found.rows), "bytes": found.bytes}
                 )
                 highest = max(highest, int(found.rows["label"].max(initial=0)))
-                labelled |= found.labelled
+                labelled += found.labelled
             file.seek(0)
-            _write_header(file, sum(shard["samples"] for shard in shards))
+            samples = sum(shard["samples"] for shard in shards)
+            _write_header(file, samples)
         digest = image_list or fingerprint([shards, sha256_of(temporary)])
     if classes is None:
-        classes = [str(number) for number in range(highest + 1)] if labelled else [""]
+        everywhere = samples and labelled == samples
+        classes = [str(number) for number in range(highest + 1)] if everywhere else [""]
     facts = {"format": FORMAT, "shards": shards, "classes": classes, "image_list": digest}
     write_json(root / INDEX, facts)
     return Shards(root)
@@ -210,6 +246,6 @@ def _write_header(file: Any, samples: int) -> None:
 def _label(archive: tarfile.TarFile, member: tarfile.TarInfo) -> int:
     content = archive.extractfile(member)
     number = int(content.read()) if content else 0
-    if not 0 <= number < 2**32:
-        raise ValueError(f"{member.name}: {number}")
+    if not 0 <= number < _MOST_CLASSES:
+        raise ValueError(f"{member.name}: {number} is no class's number")
     return number

@@ -141,11 +141,42 @@ MISTAKES = {
     "model.depth=18": ["model.depth = 18", "50"],
     "optim.precision=fp8": ["optim.precision = fp8", "bf16"],
     "launch.device=tpu": ["launch.device = tpu"],
+    "launch.workers=-1": ["launch.workers = -1"],
+    "data.min_crop_area=2": ["data.min_crop_area = 2", "at most 1"],
     "data.list_file=/nowhere.txt": ["/nowhere.txt"],
     "model.init_backbone=/nowhere.pkl": ["/nowhere.pkl", "no such file"],
     f"model.init_backbone={__file__}": ["test_pretrain_cli.py"],
     "method=supervised data.augmentation=supervised": ["1 class folders", "at least two"],
 }
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_clear_line(
+    config, image_folder, tmp_path, monkeypatch, capsys
+):
+    words = (f"data.root={image_folder}", "launch.device=cuda")
+    run_in_process(monkeypatch, config, tmp_path / "run", *words)
+    assert "no GPU that PyTorch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_worker_that_dies_ends_the_run(config, image_folder, tmp_path, killed):
+    """Killed, as for want of memory: one line. Raising what nobody expects: its traceback."""
+    output, words = tmp_path / "run", [f"data.root={image_folder}", "launch.workers=2"]
+    patch = "" if killed else "import pretrain.views; pretrain.views.draw = None; "
+    program = f"{patch}import runpy; runpy.run_module('pretrain', run_name='__main__')"
+    line = [sys.executable, "-c", program, *command(config, output, *words, "optim.epochs=500")[3:]]
+    process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    if killed:
+        deadline = time.monotonic() + 60
+        while not (output / "metrics.jsonl").exists() or not (output / "metrics.jsonl").read_text():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+    error = process.communicate(timeout=60)[1].strip().splitlines()[-1]
+    assert process.returncode == (2 if killed else 1)
+    assert ("error: a worker process was killed" if killed else "TypeError") in error
 
 
 @pytest.mark.parametrize("setting", MISTAKES)

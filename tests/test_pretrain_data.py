@@ -13,7 +13,7 @@ from PIL import Image
 from common import distributed
 from common.errors import UserError
 from pretrain.config import Data, Launch, Optim, PretrainConfig
-from pretrain.data import PretrainImages, data_loader, most_unreadable
+from pretrain.data import PretrainImages, data_loader, decode_image, most_unreadable
 from pretrain.images import class_folders, list_images, open_images
 from pretrain.order import Order
 from pretrain.views import RECIPES, Colours, Recipe, Views, random_key
@@ -187,6 +187,68 @@ def test_paths_that_are_no_utf8_are_read(image_folder, tmp_path):
     images = open_images(tmp_path)
     assert images.path(0) == name and len(images.digest) == 64
     assert images.read(0) == (image_folder / "001.jpg").read_bytes()
+
+
+def test_a_list_may_have_any_encoding_and_come_from_find(tmp_path):
+    for name in (b"cat/caf\xe9.jpg", b"dog/2\xe2\x80\xa8.jpg"):
+        path = tmp_path / os.fsdecode(name)
+        path.parent.mkdir()
+        path.write_bytes(b"")
+    names = tmp_path / "list.txt"
+    names.write_bytes(b"\xef\xbb\xbf./cat/caf\xe9.jpg\r\n./dog/2\xe2\x80\xa8.jpg 7\n")
+    images = open_images(tmp_path, names)
+    assert images.classes == ["cat", "dog"] and len(images) == 2
+    assert [images.read(number) for number in range(2)] == [b"", b""]
+
+
+def test_a_link_to_a_folder_it_lies_in_is_not_followed(tmp_path):
+    (tmp_path / "tree" / "cat").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for path in ("tree/cat/1.jpg", "elsewhere/2.jpg"):
+        (tmp_path / path).write_bytes(b"")
+    (tmp_path / "tree" / "latest").symlink_to(".")
+    (tmp_path / "tree" / "cat" / "up").symlink_to("../..")
+    (tmp_path / "tree" / "more").symlink_to("../elsewhere")
+    assert list_images(tmp_path / "tree") == ["cat/1.jpg", "more/2.jpg"]
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "1.jpg").write_bytes(b"")
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("cat"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match="cat"):
+        list_images(tmp_path)
+
+
+def test_16_bits_become_8_and_unknown_ranges_are_refused(tmp_path):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, 0)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    found = np.asarray(decode_image((tmp_path / "ramp.png").read_bytes()))
+    assert np.abs(found[0, :, 0].astype(int) - np.arange(256)).max() <= 1
+    for kind in (np.float32, np.int32):
+        Image.fromarray(ramp.astype(kind)).save(tmp_path / "other.tif")
+        with pytest.raises(ValueError, match="no value is known to be white"):
+            decode_image((tmp_path / "other.tif").read_bytes())
+
+
+def test_an_image_that_its_decoder_chokes_on_is_unreadable(image_folder, monkeypatch):
+    dataset = PretrainImages(make_config(image_folder), open_images(image_folder))
+    decode = dataset.decode
+
+    def choking(content):
+        if content == (image_folder / "001.jpg").read_bytes():
+            raise TypeError("'str' object cannot be interpreted as an integer")
+        return decode(content)
+
+    monkeypatch.setattr(dataset, "decode", choking)
+    assert dataset[(0, 0)][4] == [str(image_folder / "001.jpg")]
 
 
 def test_labels_are_the_numbers_of_the_first_folders(tmp_path):

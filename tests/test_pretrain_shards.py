@@ -244,17 +244,94 @@ def test_shards_of_others_are_indexed_where_they_are(tmp_path, archive_format):
     write_tar(tmp_path / "x-1.tar", [("b.cls", b"2"), ("b.webp", b"three" * 300)], archive_format)
     done = pack("--index", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "3 images in 2 shards, 1 samples without an image left out" in done.stdout
+    assert "3 images in 2 shards, 1 left out" in done.stdout
     images = open_images(tmp_path)
     assert [images.read(number) for number in range(3)] == [b"one", b"two", b"three" * 300]
     assert [images.label(number) for number in range(3)] == [7, 0, 2]
-    assert images.classes == [str(number) for number in range(8)]
+    assert images.classes == [""]  # one has none
     digest = images.digest
     write_tar(tmp_path / "x-1.tar", [("b.cls", b"2"), ("b.webp", b"four" * 3000)], archive_format)
     with pytest.raises(UserError, match=r"x-1.tar: \d+ bytes long, and its index says"):
         open_images(tmp_path)
     assert pack("--index", tmp_path).returncode == 0
     assert open_images(tmp_path).digest != digest
+
+
+def test_classes_of_others_shards_are_numbers(tmp_path):
+    for number in range(2):
+        members = [("a.jpg", b"x"), ("a.cls", str(3 * number).encode())]
+        write_tar(tmp_path / f"{number}.tar", members)
+    assert pack("--index", tmp_path).returncode == 0
+    images = open_images(tmp_path)
+    assert images.classes == list("0123") and [images.label(n) for n in range(2)] == [0, 3]
+
+
+def test_what_lies_behind_a_shards_end_is_seen(tmp_path):
+    """tarfile stops in silence at a damaged header, and where another archive follows."""
+    whole = write_tar(tmp_path / "a.tar", [(f"{n}.jpg", b"x") for n in range(9)]).read_bytes()
+    damaged = bytearray(whole)
+    damaged[4 * 1024] ^= 1  # the fifth header
+    for content in (bytes(damaged), whole + whole):
+        (tmp_path / "a.tar").write_bytes(content)
+        with pytest.raises(UserError, match=r"a.tar: not a whole tar file .*after byte"):
+            scan(tmp_path / "a.tar")
+
+
+def test_what_is_left_out_of_a_shard_is_counted(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, kind in [
+            ("a.jpg", None), ("b.jpg", tarfile.LNKTYPE), ("c.jpg", tarfile.SYMTYPE), ("a.jpg", None)
+        ]:  # fmt: skip
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind or tarfile.REGTYPE, "a.jpg" if kind else ""
+            archive.addfile(member)
+    assert (len(scan(tmp_path / "a.tar").rows), scan(tmp_path / "a.tar").left_out) == (1, 3)
+    (tmp_path / "b.tar").symlink_to("nowhere.tar")
+    with pytest.raises(UserError, match=r"b.tar: not a whole tar file"):
+        scan(tmp_path / "b.tar")
+    huge = write_tar(tmp_path / "c.tar", [("a.jpg", b""), ("a.cls", b"4294967295")])
+    with pytest.raises(UserError, match=r"4294967295 is no class's number"):
+        scan(huge)
+
+
+def test_an_index_of_somebody_else_stays(tmp_path, monkeypatch, capsys):
+    write_tar(tmp_path / "a.tar", [("a.jpg", b"x")])
+    (tmp_path / "index.json").write_text('{"mine": 1}')
+    assert "index.json: not made by this program" in mistake(
+        monkeypatch, capsys, "--index", tmp_path
+    )
+    assert (tmp_path / "index.json").read_text() == '{"mine": 1}'
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert len(open_images(tmp_path)) == 1  # a folder of images, with some file of that name
+
+
+def test_a_finished_folder_that_lost_a_shard_is_mended(class_tree, tmp_path):
+    words = class_tree, tmp_path / "out", "--shard-size", 20, "--workers", 1
+    assert pack(*words).returncode == 0
+    before = (tmp_path / "out" / "shard-000001.tar").read_bytes()
+    (tmp_path / "out" / "shard-000001.tar").unlink()
+    done = pack(*words)
+    assert done.returncode == 0 and "missing" in done.stdout
+    assert (tmp_path / "out" / "shard-000001.tar").read_bytes() == before
+    assert "already finished" in pack(*words).stdout
+
+
+def test_names_that_are_no_utf8_are_packed(tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "in" / name)
+    done = pack(tmp_path / "in", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "images.txt").read_bytes() == b"caf\xe9.png\n"
+
+
+def test_a_shard_without_images_is_passed_over_in_a_window(tmp_path):
+    write_tar(tmp_path / "a.tar", [("a.jpg", b"one")])
+    write_tar(tmp_path / "b.tar", [("b.txt", b"")])
+    write_tar(tmp_path / "c.tar", [("c.json", b" " * 9000), ("c.jpg", b"three")])
+    assert pack("--index", tmp_path).returncode == 0
+    images = open_images(tmp_path, window=256)
+    assert [images.read(number) for number in range(2)] == [b"one", b"three"]
 
 
 def test_a_shard_cut_short_is_named(packed, tmp_path):
@@ -283,6 +360,8 @@ def test_a_shard_that_shrinks_while_it_is_read_gives_an_unreadable_image(tmp_pat
 def test_mistakes_are_one_line(packed, class_tree, tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "list.txt").write_text("ant/nowhere.jpg\n")
+    (tmp_path / "nul.txt").write_bytes(b"a.jpg\0b.jpg\0")
+    (tmp_path / "odd.txt").write_text("ant/portrait\n")
     write_tar(tmp_path / "a.tar", [("a.txt", b"")])
     for words, message in [
         ([tmp_path / "nowhere", tmp_path / "out"], "no such folder"),
@@ -292,6 +371,8 @@ def test_mistakes_are_one_line(packed, class_tree, tmp_path, monkeypatch, capsys
         (["--index", tmp_path / "empty"], "no .tar files there"),
         (["--index", tmp_path], "no images in its 1 tar files"),
         ([class_tree, tmp_path / "out", "--list-file", tmp_path / "list.txt"], "nowhere.jpg"),
+        ([class_tree, tmp_path / "no", "--list-file", tmp_path / "nul.txt"], "has a NUL"),
+        ([class_tree, tmp_path / "no", "--list-file", tmp_path / "odd.txt"], "ends like no image"),
     ]:
         error = mistake(monkeypatch, capsys, *words)
         assert error.count("\n") == 1 and message in error
