@@ -474,7 +474,9 @@ def test_training_disturbed_again_and_again_ends_bit_equal(
         ours, theirs = (
             json.loads((place / "results.json").read_text()) for place in (stage.owns[0], expected)
         )
-        assert ours["metrics"] == theirs["metrics"] and ours["restarts"] == len(kinds)
+        assert ours["metrics"] == theirs["metrics"]
+        # A start that the requeue killed while Python was starting could not note itself.
+        assert ours["restarts"] in (len(kinds), len(kinds) - 1)
 
 
 def test_a_node_that_is_taken_for_dead_and_works_on_spoils_nothing(
