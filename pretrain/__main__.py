@@ -120,7 +120,8 @@ def check_synchronised(config: settings.PretrainConfig, device: torch.device) ->
 
 def warn(config: settings.PretrainConfig, images: int, device: torch.device) -> None:
     """Settings that work but rarely mean well."""
-    if device.type == "cpu" and config.model.width >= _PUBLISHED_WIDTH:
+    without_gpu = config.launch.device == "auto" and device.type == "cpu"
+    if without_gpu and config.model.width >= _PUBLISHED_WIDTH:
         log.warning(
             "no GPU that PyTorch %s can use: a network of the published width takes months on a "
             "CPU; launch.device=cuda refuses to start without a GPU",
