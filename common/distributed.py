@@ -27,7 +27,7 @@ def start(device_type: str = "auto") -> torch.device:
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         os.environ["MASTER_PORT"] = str(_port())
     use_cuda = device_type == "cuda" or (device_type == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda" if use_cuda else "cpu")
+    device = torch.device("cpu")
     if use_cuda:
         if not torch.cuda.is_available():
             raise UserError(

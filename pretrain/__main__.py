@@ -35,8 +35,6 @@ from pretrain.train import train
 
 log = logging.getLogger("pretrain")
 
-_PUBLISHED_WIDTH = 64
-
 
 def main() -> None:
     """Parse, join the other processes, train, leave."""
@@ -121,7 +119,7 @@ def check_synchronised(config: settings.PretrainConfig, device: torch.device) ->
 def warn(config: settings.PretrainConfig, images: int, device: torch.device) -> None:
     """Settings that work but rarely mean well."""
     without_gpu = config.launch.device == "auto" and device.type == "cpu"
-    if without_gpu and config.model.width >= _PUBLISHED_WIDTH:
+    if without_gpu and config.model.width >= settings.Model().width:
         log.warning(
             "no GPU that PyTorch %s can use: a network of the published width takes months on a "
             "CPU; launch.device=cuda refuses to start without a GPU",

@@ -54,12 +54,13 @@ def _scaled_changes(
     parameters: list[torch.Tensor], weight_decay: float, eta: float
 ) -> list[torch.Tensor]:
     """Each gradient; a weight's with decay, and scaled to η times the length of the weight."""
-    changes: dict[int, Any] = {number: p.grad for number, p in enumerate(parameters)}
+    changes: list[Any] = [parameter.grad for parameter in parameters]
     scaled = [number for number, p in enumerate(parameters) if p.ndim > 1]
     weights = [parameters[number] for number in scaled]
     decayed = torch._foreach_add([changes[n] for n in scaled], weights, alpha=weight_decay)
     lengths = [torch.stack(torch._foreach_norm(of)) for of in (weights, decayed)]
     usual = (lengths[0] > 0) & (lengths[1] > 0)
     scales = torch.where(usual, eta * lengths[0] / lengths[1], 1.0)
-    changes |= zip(scaled, torch._foreach_mul(decayed, list(scales.unbind())))
-    return list(changes.values())
+    for number, change in zip(scaled, torch._foreach_mul(decayed, list(scales.unbind()))):
+        changes[number] = change
+    return changes

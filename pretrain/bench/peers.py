@@ -100,13 +100,9 @@ class LightlyStep:
         )
         self.parts.update_momentum(self.query, self.key, self.momentum)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            feature, global_, dense = embed(
-                self.query, query_view.to(self.device, non_blocking=True)
-            )
+            feature, global_, dense = embed(self.query, query_view)
             with torch.no_grad():
-                key_feature, key_global, key_dense = embed(
-                    self.key, key_view.to(self.device, non_blocking=True)
-                )
+                key_feature, key_global, key_dense = embed(self.key, key_view)
             matched = self.parts.select_most_similar(feature, key_feature, key_dense)
             global_loss = self.losses[0](global_, key_global)
             dense_loss = self.losses[1](dense.flatten(0, 1), matched.flatten(0, 1))
